@@ -1,0 +1,95 @@
+"""YAML files, `extends`, and dotted overrides into a validated `RunConfig`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from jaxscale.config.explain import explain, nearest
+from jaxscale.config.run import RunConfig
+from jaxscale.errors import UserError
+
+Tree = dict[str, Any]
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration in `path`, over its bases, under `overrides` (`training.steps=200`).
+
+    Raises UserError naming the key, what is wrong with it, and the nearest key that exists.
+    """
+    tree = read_tree(path)
+    for override in overrides:
+        tree = merge(tree, parse_override(override))
+    return validate(tree, source=str(path), default_name=path.stem)
+
+
+def validate(tree: Tree, *, source: str, default_name: str = "run") -> RunConfig:
+    """A `RunConfig` out of plain data; `source` names where it came from in errors."""
+    try:
+        return RunConfig.model_validate({"name": default_name, **tree})
+    except ValidationError as error:
+        raise UserError(f"{source}: {explain(error, RunConfig)}") from None
+
+
+def read_tree(path: Path, seen: tuple[Path, ...] = ()) -> Tree:
+    """The plain data of a file merged over what it `extends` (paths relative to the file)."""
+    path = path.resolve()
+    if path in seen:
+        chain = " -> ".join(str(file) for file in (*seen, path))
+        raise UserError(f"configuration files extend each other in a circle: {chain}")
+    tree = _parse(path)
+    bases = tree.pop("extends", [])
+    result: Tree = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        result = merge(result, read_tree(path.parent / base, (*seen, path)))
+    return merge(result, tree)
+
+
+def merge(base: Tree, over: Tree) -> Tree:
+    """`over` laid on `base`: mappings merge key by key, everything else replaces."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def parse_override(text: str) -> Tree:
+    """`training.steps=200` as `{"training": {"steps": 200}}`; the value is YAML."""
+    key, equals, value = text.partition("=")
+    if not equals or not all(key.split(".")):
+        raise UserError(f"override {text!r} is not key=value (for example training.steps=200)")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"override {text!r}: the value is not YAML ({_problem(error)})") from None
+    for part in reversed(key.split(".")):
+        parsed = {part: parsed}
+    return dict(parsed)
+
+
+def _parse(path: Path) -> Tree:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no configuration file {path}{_neighbours(path)}") from None
+    except (IsADirectoryError, UnicodeDecodeError):
+        raise UserError(f"{path} is not a YAML file") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {_problem(error)}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} must hold sections (model, data, training, ...), not {tree!r:.60}")
+    return tree
+
+
+def _neighbours(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f" (there is no directory {path.parent})"
+    names = sorted(file.name for file in path.parent.glob("*.yaml"))
+    return nearest(path.name, names) or (f" (there are: {', '.join(names[:8])})" if names else "")
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,172 @@
+"""The `model:` section: a family and its sizes, or a module of the user's own."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+Family = Literal[
+    "gpt2",
+    "gpt3",
+    "llama2",
+    "llama3",
+    "llama3.1",
+    "llama3.2",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma2",
+    "gemma3",
+]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+
+REQUIRED_SIZES = ("vocab_size", "max_positions", "num_layers", "embed_dim", "num_heads")
+
+
+class RopeScalingSection(BaseModel):
+    """Stretches rotary positions beyond the trained length: linear with `factor` alone, by frequency (Llama 3) with all four."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    factor: PositiveFloat = Field(description="Positions are divided by this factor.")
+    low_frequency_factor: PositiveFloat | None = Field(
+        default=None,
+        description="Wavelengths over original_positions / this are stretched in full (Llama 3).",
+    )
+    high_frequency_factor: PositiveFloat | None = Field(
+        default=None,
+        description="Wavelengths under original_positions / this stay as they are (Llama 3).",
+    )
+    original_positions: PositiveInt | None = Field(
+        default=None, description="Trained length before stretching, in tokens (Llama 3)."
+    )
+
+    @model_validator(mode="after")
+    def _by_frequency_or_not(self) -> Self:
+        by_frequency = (
+            self.low_frequency_factor,
+            self.high_frequency_factor,
+            self.original_positions,
+        )
+        given = [value for value in by_frequency if value is not None]
+        if given and len(given) < len(by_frequency):
+            raise ValueError(
+                "low_frequency_factor, high_frequency_factor and original_positions go together: give all three, or "
+                "only factor for linear scaling"
+            )
+        low, high = self.low_frequency_factor, self.high_frequency_factor
+        if low is not None and high is not None and low >= high:
+            raise ValueError(
+                f"low_frequency_factor {low} must be smaller than high_frequency_factor {high}"
+            )
+        return self
+
+
+class ModelSection(BaseModel):
+    """A decoder transformer by family and sizes, or `build`: a function that returns the user's own NNX module.
+
+    A plain string stands for `{build: string}`. Keys left out take the family's value.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    family: Family | None = Field(
+        default=None, description="Preset that fills in every key left out, for example llama3."
+    )
+    vocab_size: PositiveInt | None = Field(
+        default=None, description="Rows of the embedding table, tokens."
+    )
+    max_positions: PositiveInt | None = Field(
+        default=None, description="Longest sequence the model is meant for, tokens."
+    )
+    num_layers: PositiveInt | None = Field(default=None, description="Transformer blocks.")
+    embed_dim: PositiveInt | None = Field(default=None, description="Width of the residual stream.")
+    num_heads: PositiveInt | None = Field(default=None, description="Query heads a layer.")
+    num_kv_heads: PositiveInt | None = Field(
+        default=None, description="Key and value heads a layer (default: num_heads)."
+    )
+    head_dim: PositiveInt | None = Field(
+        default=None, description="Width of one head (default: embed_dim / num_heads)."
+    )
+    mlp_dim: PositiveInt | None = Field(
+        default=None,
+        description="Width of the MLP (default for gpt: 4 embed_dim; others must say).",
+    )
+    tied_embeddings: bool | None = Field(
+        default=None, description="Whether the output projection is the embedding table."
+    )
+    norm_epsilon: PositiveFloat | None = Field(
+        default=None, description="Added to the variance inside norms."
+    )
+    rope_base: PositiveFloat | None = Field(
+        default=None, description="Base of the rotary frequencies (theta)."
+    )
+    rope_local_base: PositiveFloat | None = Field(
+        default=None,
+        description="Base of the rotary frequencies in sliding-window layers, where it differs.",
+    )
+    rope_scaling: RopeScalingSection | None = Field(
+        default=None, description="Stretches rotary positions (layers without a window only)."
+    )
+    window: NonNegativeInt | None = Field(
+        default=None,
+        description="Sliding window: tokens that a query sees, itself included (0: everything).",
+    )
+    window_pattern: NonNegativeInt | None = Field(
+        default=None,
+        description="Every how-many-th layer sees everything (0: the window is everywhere).",
+    )
+    attention_softcap: NonNegativeFloat | None = Field(
+        default=None, description="Attention scores become cap * tanh(score / cap) (0: no cap)."
+    )
+    logit_softcap: NonNegativeFloat | None = Field(
+        default=None, description="Logits become cap * tanh(logit / cap) (0: no cap)."
+    )
+    query_scale: PositiveFloat | None = Field(
+        default=None,
+        description="Scores are divided by the square root of this number (default: head_dim).",
+    )
+    qkv_bias: bool | None = Field(
+        default=None, description="Whether query, key and value projections have a bias."
+    )
+    qk_norm: bool | None = Field(
+        default=None, description="Whether queries and keys are normalized per head (RMS)."
+    )
+    build: str | None = Field(
+        default=None,
+        description="The user's own model: 'package.module:function' or 'file.py:function', called as function(rngs=..., **args).",
+    )
+    args: dict[str, Any] = Field(
+        default_factory=dict, description="Keyword arguments of `build`, by name."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _string_is_a_builder(cls, value: object) -> object:
+        return {"build": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _family_or_build(self) -> Self:
+        if self.build is None:
+            self._check_family()
+        else:
+            self._check_build()
+        return self
+
+    def _check_family(self) -> None:
+        if self.family is None:
+            raise ValueError(
+                "give a family (for example llama3) with its sizes, or build: 'file.py:function'"
+            )
+        missing = [name for name in REQUIRED_SIZES if getattr(self, name) is None]
+        if missing:
+            raise ValueError(f"a model of family {self.family} needs {', '.join(missing)}")
+        if self.args:
+            raise ValueError("args are for build; a family takes its sizes as keys of this section")
+
+    def _check_build(self) -> None:
+        extra = sorted(self.model_fields_set - {"build", "args"})
+        if extra:
+            raise ValueError(
+                f"with build, {', '.join(extra)} would be ignored: pass what your function takes under args"
+            )

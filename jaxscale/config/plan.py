@@ -1,0 +1,54 @@
+"""The plan: how a model is laid over devices. Plain data, written by hand or proposed by the planner."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from jaxscale.config.section import Section
+
+# Outermost first: neighbours on the fastest links belong to the last axis.
+MESH_AXES = ("data", "fsdp", "tensor")
+
+Precision = Literal["auto", "float32", "bfloat16"]
+Remat = Literal["none", "full", "dots", "minimal", "offload"]
+
+
+class Plan(Section):
+    """Mesh axis sizes and how each step runs on the mesh. The product of the axis sizes is the number of devices."""
+
+    data: int = Field(
+        1, ge=1, description="replicas of the model, each on its own rows of the batch"
+    )
+    fsdp: int = Field(
+        1,
+        ge=1,
+        description="devices that share parameters and optimizer state, each on its own rows",
+    )
+    tensor: int = Field(1, ge=1, description="devices that split every matrix product of a layer")
+    microbatches: int = Field(1, ge=1, description="passes whose gradients are added up in a step")
+    remat: Remat = Field("none", description="what the backward pass recomputes instead of keeping")
+    precision: Precision = Field(
+        "auto",
+        description="dtype of the forward pass (auto: bfloat16 on GPU and TPU, float32 on CPU)",
+    )
+    layer_unroll: int = Field(1, ge=1, description="layers per iteration of the layer scan")
+    kernels: dict[str, str] = Field(
+        {}, description="implementation by op name, where auto is not wanted"
+    )
+    rules: dict[str, str | list[str] | None] = Field(
+        {}, description="logical axis -> mesh axes, over the built-in table"
+    )
+
+    @property
+    def mesh_shape(self) -> dict[str, int]:
+        """Axis name -> size, outermost first."""
+        return {axis: getattr(self, axis) for axis in MESH_AXES}
+
+    @property
+    def num_devices(self) -> int:
+        return self.data * self.fsdp * self.tensor
+
+    @property
+    def batch_shards(self) -> int:
+        """In how many parts the rows of a microbatch are split."""
+        return self.data * self.fsdp

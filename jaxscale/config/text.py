@@ -1,0 +1,23 @@
+"""Configurations as text: full YAML for the run directory and golden tests, JSON schema for editors."""
+
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from jaxscale.config.run import RunConfig
+
+
+def to_yaml(section: BaseModel) -> str:
+    """Every key with its value, in the order of declaration; loads back to an equal section."""
+    return yaml.safe_dump(section.model_dump(mode="json"), sort_keys=False, width=100)
+
+
+def schema() -> dict[str, Any]:
+    """JSON schema of a run's configuration, so that editors complete and check it."""
+    document = RunConfig.model_json_schema()
+    document["properties"]["extends"] = {
+        "description": "base file or files, relative to this file",
+        "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
+    }
+    return document

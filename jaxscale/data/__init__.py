@@ -1,0 +1,1 @@
+"""Text to tokens to a store to batches: see `prepare`, `store` and `loader`."""

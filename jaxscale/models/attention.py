@@ -1,0 +1,156 @@
+"""Causal self-attention with grouped key heads."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from jaxscale.models.architecture import Architecture, LayerKind
+from jaxscale.models.cache import KVCache, cached_attention, write
+from jaxscale.models.context import constrain
+from jaxscale.models.layers import NORMAL, ZEROS, RMSNorm, named, parameter, residual_init
+from jaxscale.models.rope import Rotation, rotate
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LayerInputs:
+    """What a layer reads beside the residual stream.
+
+    rotation: None where positions are learned.
+    segment_ids: documents of a packed row, which do not see each other.
+    positions, cache: while decoding, the new tokens' positions and this layer's cache.
+    """
+
+    rotation: Rotation | None = None
+    segment_ids: Int[Array, "batch sequence"] | None = None
+    positions: Int[Array, "batch sequence"] | None = None
+    cache: KVCache | None = None
+
+
+class Attention(nnx.Module):
+    """Queries, keys and values per head, rotated; attention; projection back to the residual width."""
+
+    def __init__(self, arch: Architecture, rngs: nnx.Rngs, *, stack: int) -> None:
+        self.arch = arch
+        self.query = self._inward("heads", rngs, stack)
+        self.key = self._inward("kv_heads", rngs, stack)
+        self.value = self._inward("kv_heads", rngs, stack)
+        shape, axes = (
+            (arch.num_heads, arch.head_dim, arch.embed_dim),
+            ("heads", "head_dim", "embed"),
+        )
+        self.output = parameter(rngs, shape, axes, residual_init(arch), stack=stack)
+        if arch.qkv_bias:
+            self.query_bias = self._bias("heads", rngs, stack)
+            self.key_bias = self._bias("kv_heads", rngs, stack)
+            self.value_bias = self._bias("kv_heads", rngs, stack)
+        if arch.output_biases:
+            self.output_bias = parameter(rngs, (arch.embed_dim,), ("norm",), ZEROS, stack=stack)
+        if arch.qk_norm:
+            self.query_norm = RMSNorm(arch, rngs, width=arch.head_dim, axis="head_dim", stack=stack)
+            self.key_norm = RMSNorm(arch, rngs, width=arch.head_dim, axis="head_dim", stack=stack)
+
+    def _num(self, heads: str) -> int:
+        return self.arch.num_heads if heads == "heads" else self.arch.num_kv_heads
+
+    def _inward(self, heads: str, rngs: nnx.Rngs, stack: int) -> nnx.Param[jax.Array]:
+        shape = (self.arch.embed_dim, self._num(heads), self.arch.head_dim)
+        return parameter(rngs, shape, ("embed", heads, "head_dim"), NORMAL, stack=stack)
+
+    def _bias(self, heads: str, rngs: nnx.Rngs, stack: int) -> nnx.Param[jax.Array]:
+        shape = (self._num(heads), self.arch.head_dim)
+        return parameter(rngs, shape, (heads, "head_dim"), ZEROS, stack=stack)
+
+    def __call__(
+        self, x: Float[Array, "batch sequence embed"], kind: LayerKind, inputs: LayerInputs
+    ) -> tuple[Float[Array, "batch sequence embed"], KVCache | None]:
+        """What attention adds to the residual stream, and this layer's cache with the new tokens in it."""
+        query, key, value = self._project(x, inputs.rotation)
+        if inputs.cache is None:
+            out, cache = self._attend(query, key, value, kind, inputs), None
+        else:
+            out, cache = self._attend_cached(query, key, value, kind, inputs)
+        out = named(constrain(out, "batch", "sequence", "heads", "head_dim"), "attention_out")
+        out = jnp.einsum("bshd,hde->bse", out, self.output[...])
+        return (out + self.output_bias[...] if self.arch.output_biases else out), cache
+
+    def _project(self, x: jax.Array, rotation: Rotation | None) -> tuple[jax.Array, ...]:
+        query = jnp.einsum("bse,ehd->bshd", x, self.query[...])
+        key = jnp.einsum("bse,ehd->bshd", x, self.key[...])
+        value = jnp.einsum("bse,ehd->bshd", x, self.value[...])
+        if self.arch.qkv_bias:
+            query, key = query + self.query_bias[...], key + self.key_bias[...]
+            value = value + self.value_bias[...]
+        if self.arch.qk_norm:
+            query, key = self.query_norm(query), self.key_norm(key)
+        query = constrain(rotate(query, rotation), "batch", "sequence", "heads", "head_dim")
+        key = constrain(rotate(key, rotation), "batch", "sequence", "kv_heads", "head_dim")
+        value = constrain(value, "batch", "sequence", "kv_heads", "head_dim")
+        return named(query, "query"), named(key, "key"), named(value, "value")
+
+    def _attend(
+        self,
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        kind: LayerKind,
+        inputs: LayerInputs,
+    ) -> jax.Array:
+        return _plain_attention(
+            query,
+            key,
+            value,
+            segment_ids=inputs.segment_ids,
+            window=kind.window,
+            softcap=self.arch.attention_softcap,
+            scale=self.arch.attention_scale,
+        )
+
+    def _attend_cached(
+        self,
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        kind: LayerKind,
+        inputs: LayerInputs,
+    ) -> tuple[jax.Array, KVCache]:
+        assert inputs.cache is not None
+        assert inputs.positions is not None
+        cache = write(inputs.cache, key, value, inputs.positions)
+        out = cached_attention(
+            query,
+            cache,
+            inputs.positions,
+            window=kind.window,
+            cap=self.arch.attention_softcap,
+            scale=self.arch.attention_scale,
+        )
+        return out, cache
+
+
+def _plain_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    segment_ids: jax.Array | None,
+    window: int | None,
+    softcap: float | None,
+    scale: float,
+) -> jax.Array:
+    batch, length, heads, head_dim = query.shape
+    grouped = query.reshape(batch, length, key.shape[2], heads // key.shape[2], head_dim)
+    scores = jnp.einsum("bskgd,btkd->bkgst", grouped, key, preferred_element_type=jnp.float32)
+    scores = scores * scale
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
+    back = jnp.arange(length)[:, None] - jnp.arange(length)
+    visible = ((back >= 0) & (back < (window or length)))[None]
+    if segment_ids is not None:
+        visible = visible & (segment_ids[:, :, None] == segment_ids[:, None, :])
+    scores = jnp.where(visible[:, None, None], scores, -1e30)
+    weights = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
+    return jnp.einsum("bkgst,btkd->bskgd", weights, value).reshape(query.shape)

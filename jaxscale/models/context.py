@@ -1,0 +1,65 @@
+"""What the surroundings decide about a forward pass: placement of activations, rematerialization, kernels.
+
+A model names the *meaning* of its activations (`constrain(x, "batch", "sequence", "embed")`). Whoever runs it installs a
+`ForwardContext` while tracing; without one, every hook is the identity and the model runs on a single device.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+
+Axes = tuple[str | None, ...]
+BlockFunction = Callable[..., Any]
+
+
+def _unplaced(array: jax.Array, _axes: Axes) -> jax.Array:
+    return array
+
+
+def _keep_residuals(block: BlockFunction) -> BlockFunction:
+    return block
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForwardContext:
+    """Hooks that a plan installs around a forward pass.
+
+    constrain: places an activation by its logical axes.
+    wrap_block: applies the rematerialization policy to the scanned block.
+    kernels: implementation by op name (`{"attention": "xla"}`); an op that is not named chooses for itself.
+    layer_unroll: layers traced per iteration of the layer scan.
+    """
+
+    constrain: Callable[[jax.Array, Axes], jax.Array] = _unplaced
+    wrap_block: Callable[[BlockFunction], BlockFunction] = _keep_residuals
+    kernels: Mapping[str, str] = field(default_factory=dict)
+    layer_unroll: int = 1
+
+
+_current: ContextVar[ForwardContext] = ContextVar("forward_context", default=ForwardContext())
+
+
+def forward_context() -> ForwardContext:
+    """The context that surrounds this trace."""
+    return _current.get()
+
+
+@contextmanager
+def use_forward_context(context: ForwardContext) -> Iterator[None]:
+    """Install `context` for everything traced inside the `with` block."""
+    token = _current.set(context)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def constrain(array: jax.Array, *axes: str | None) -> jax.Array:
+    """Place an activation by the logical axes of its dims (None: no meaning, never split)."""
+    if len(axes) != array.ndim:
+        raise ValueError(f"{len(axes)} axes {axes} for an array of shape {array.shape}")
+    return forward_context().constrain(array, axes)

@@ -1,0 +1,15 @@
+"""GPT-2 (Radford et al. 2019) and GPT-3 (Brown et al. 2020; its alternating sparse attention was never released: dense here)."""
+
+from jaxscale.models.families.preset import Preset
+
+GPT2 = Preset(
+    norm="layer",
+    activation="gelu_tanh",
+    gated_mlp=False,
+    mlp_ratio=4,
+    positions="learned",
+    qkv_bias=True,
+    output_biases=True,
+    tied_embeddings=True,
+)
+GPT3 = GPT2

@@ -1,0 +1,124 @@
+"""What happens between steps: evaluation, checkpoints, samples, each at its own interval."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from jaxscale.checkpoint.checkpointer import Checkpointer
+from jaxscale.data.loader import eval_batches
+from jaxscale.errors import UserError
+from jaxscale.models.description import Params
+from jaxscale.models.sampling import Sampling
+from jaxscale.telemetry.meter import StepMeter
+from jaxscale.telemetry.report import write_report
+from jaxscale.training.evaluation import Evaluation, evaluate, make_evaluation_step
+from jaxscale.training.job import Job
+from jaxscale.training.loop import Due
+from jaxscale.training.optimizer_state import flatten_state
+from jaxscale.training.outputs import Outputs
+from jaxscale.training.resume import run_metadata
+from jaxscale.training.sampling import make_sampler, sample_text
+from jaxscale.training.state import TrainState
+
+_SAMPLING = Sampling(temperature=0.8, top_p=0.95)
+
+
+@dataclass
+class Results:
+    """The newest evaluation, which the next checkpoint is judged by."""
+
+    evaluation: Evaluation | None = field(default=None)
+
+    @property
+    def loss(self) -> float | None:
+        return None if self.evaluation is None else self.evaluation.loss
+
+
+def evaluated_params(state: TrainState) -> Params:
+    """The averaged parameters where an average is kept."""
+    return state.average or state.params
+
+
+def make_actions(
+    job: Job, outputs: Outputs, checkpoints: Checkpointer, meter: StepMeter, results: Results
+) -> list[Due]:
+    """All actions of a run. The checkpoint comes behind the evaluation that may make it the best."""
+    training = job.config.training
+    actions = []
+    if job.corpus.eval is not None:
+        actions.append(Due(training.eval_every, _Evaluate(job, outputs, meter, results)))
+    if training.sample_tokens and training.sample_prompts:
+        actions.append(Due(training.sample_every, _Sample(job, outputs, meter)))
+    actions.append(Due(job.config.checkpoint.every, _Save(job, checkpoints, meter, results)))
+    return actions
+
+
+class _Evaluate:
+    """Loss on the held-out text: to the log, and to the checkpoint that follows."""
+
+    def __init__(self, job: Job, outputs: Outputs, meter: StepMeter, results: Results) -> None:
+        self._job, self._outputs, self._meter, self._results = job, outputs, meter, results
+        self._step = make_evaluation_step(job.model, job.placement, job.config.training)
+
+    def __call__(self, done: int, state: TrainState) -> None:
+        job = self._job
+        with self._meter.excluded():
+            assert job.corpus.eval is not None
+            rows = job.config.training.global_batch // job.placement.plan.microbatches
+            batches = eval_batches(job.corpus.eval, job.config.data.sequence_length, rows)
+            limit = job.config.training.eval_batches or None
+            found = evaluate(
+                self._step,
+                evaluated_params(state),
+                islice(batches, limit),
+                job.placement,
+                job.corpus.tokenizer.token_byte_lengths(),
+            )
+        self._results.evaluation = found
+        self._outputs.record({"step": done, **found.record()})
+        write_report(job.directory)
+
+
+class _Sample:
+    """Continuations of the prompts, in `samples/`; a model without a KV cache gives none, and says so once."""
+
+    def __init__(self, job: Job, outputs: Outputs, meter: StepMeter) -> None:
+        self._job, self._outputs, self._meter = job, outputs, meter
+        try:
+            self._sampler = make_sampler(job.model, job.placement, job.corpus.tokenizer)
+        except UserError as reason:
+            self._sampler = None
+            outputs.progress.note(f"no text samples: {reason}")
+
+    def __call__(self, done: int, state: TrainState) -> None:
+        if self._sampler is None:
+            return
+        training = self._job.config.training
+        with self._meter.excluded():
+            texts = sample_text(
+                self._sampler,
+                self._job.corpus.tokenizer,
+                evaluated_params(state),
+                training.sample_prompts,
+                num_tokens=training.sample_tokens,
+                sampling=_SAMPLING,
+                seed=training.seed,
+            )
+        self._outputs.sample(done, "\n\n".join(texts) + "\n")
+
+
+class _Save:
+    """A checkpoint, written behind the loop's back."""
+
+    def __init__(
+        self, job: Job, checkpoints: Checkpointer, meter: StepMeter, results: Results
+    ) -> None:
+        self._job, self._checkpoints, self._meter, self._results = job, checkpoints, meter, results
+
+    def __call__(self, done: int, state: TrainState) -> None:
+        with self._meter.checkpoint():
+            arrays: Mapping[str, Any] = flatten_state(state)
+            self._checkpoints.save(
+                done, arrays, run_metadata(self._job, done), metric_value=self._results.loss
+            )

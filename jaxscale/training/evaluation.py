@@ -1,0 +1,95 @@
+"""Loss, perplexity and bits per byte of a model on a token store."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from jaxscale.config.run_sections import TrainingSection
+from jaxscale.data.packing import IGNORE
+from jaxscale.models.context import use_forward_context
+from jaxscale.models.description import Blueprint, Params, bind
+from jaxscale.parallel.placement import Placement
+from jaxscale.training.batches import place_batch
+from jaxscale.training.losses import Batch, next_token_loss
+from jaxscale.training.precision import cast, compute_dtype
+from jaxscale.kernels.linear_cross_entropy.api import LossSums
+
+EvaluationStep = Callable[[Params, Batch], LossSums]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """loss: nats per predicted token. num_bytes: UTF-8 bytes of the predicted tokens, where they are known."""
+
+    loss: float
+    num_tokens: int
+    num_bytes: int | None
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(min(self.loss, 700.0))
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """Comparable across tokenizers: total nats / (ln 2 x bytes of text)."""
+        if not self.num_bytes:
+            return None
+        return self.loss * self.num_tokens / (math.log(2) * self.num_bytes)
+
+    def record(self) -> dict[str, float | None]:
+        """The evaluation as it is logged."""
+        return {
+            "eval_loss": self.loss,
+            "eval_perplexity": self.perplexity,
+            "eval_bits_per_byte": self.bits_per_byte,
+            "eval_tokens": self.num_tokens,
+        }
+
+
+def make_evaluation_step(
+    model: Blueprint, placement: Placement, training: TrainingSection
+) -> EvaluationStep:
+    """Loss sums of one batch, without smoothing or penalties, compiled once."""
+    dtype = compute_dtype(placement.plan.precision, placement.platform)
+    plain = training.model_copy(update={"z_loss": 0.0, "label_smoothing": 0.0})
+
+    @jax.jit
+    def step(params: Params, batch: Batch) -> LossSums:
+        with use_forward_context(placement.forward_context()):
+            return next_token_loss(bind(model, cast(params, dtype)), batch, placement, plain)
+
+    def run(params: Params, batch: Batch) -> LossSums:
+        with jax.set_mesh(placement.mesh):
+            return step(params, batch)
+
+    return run
+
+
+def evaluate(
+    step: EvaluationStep,
+    params: Params,
+    batches: Iterable[Mapping[str, np.ndarray]],
+    placement: Placement,
+    token_bytes: np.ndarray | None,
+) -> Evaluation:
+    """Sums over all batches (whole ones: a single process reads every row).
+
+    token_bytes: UTF-8 bytes of each token of the vocabulary, or None where tokens are not made of bytes.
+    """
+    sums: list[LossSums] = []
+    num_bytes = 0
+    for batch in batches:
+        rows, length = batch["tokens"].shape
+        sharding = placement.sharding("batch", (rows, length), ("batch", "sequence"))
+        sums.append(step(params, place_batch(batch, sharding, rows)))
+        targets = batch["targets"]
+        num_bytes += (
+            0 if token_bytes is None else int(token_bytes[targets[targets != IGNORE]].sum())
+        )
+    totals = jax.device_get(sums)
+    num_tokens = sum(float(one.weight) for one in totals)
+    loss = sum(float(one.nll_sum) for one in totals) / max(num_tokens, 1)
+    return Evaluation(loss, int(num_tokens), None if token_bytes is None else num_bytes)

@@ -1,0 +1,66 @@
+"""Gradients as function transforms: of one pass, of many passes, and reduced over replicas once."""
+
+from collections.abc import Callable
+from typing import Any
+
+import einops
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from jaxscale.models.description import Params
+from jaxscale.parallel.placement import Placement
+
+# (parameters, batch, key) -> (gradient, summed statistics). Both are sums over tokens, so passes add up.
+GradientFunction = Callable[[Params, Any, jax.Array], tuple[Params, Any]]
+
+
+def accumulate(gradient: GradientFunction, num_microbatches: int) -> GradientFunction:
+    """The same function over `num_microbatches` passes, one after another, adding results in their own dtype.
+
+    Rows are dealt out in turn (row r goes to pass r mod m), so that every device keeps the rows it has.
+    """
+    if num_microbatches == 1:
+        return gradient
+
+    def accumulated(params: Params, batch: Any, key: jax.Array) -> tuple[Params, Any]:
+        passes = _split_rows(batch, "(row m) ... -> m row ...", m=num_microbatches)
+        keys = jax.random.split(key, num_microbatches)
+        first = jax.tree.map(lambda rows: rows[0], passes)
+        shapes = jax.eval_shape(gradient, params, first, key)
+        zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+
+        def one_pass(total: Any, inputs: Any) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, gradient(params, *inputs)), None
+
+        return jax.lax.scan(one_pass, zeros, (passes, keys))[0]
+
+    return accumulated
+
+
+def reduce_once(
+    make: Callable[[Placement], GradientFunction], placement: Placement
+) -> GradientFunction:
+    """`make(placement)`, but summed over the replicas of `data` a single time, behind all its passes.
+
+    Left to itself the compiler reduces inside the loop, once a pass. Here the replicas are a batch dim of the whole
+    computation: each adds up the gradients of its own rows, and the sum over that dim is the one reduction. The other
+    axes are as they were: `fsdp` gathers parameters and scatters gradients in every pass, which is what keeps a device
+    from holding more than its share of either.
+    """
+    replicas = placement.mesh.shape["data"]
+    if replicas == 1:
+        return make(placement)
+    of_one_replica = make(placement.inside("data"))
+
+    def reduced(params: Params, batch: Any, key: jax.Array) -> tuple[Params, Any]:
+        shards = _split_rows(batch, "(data row) ... -> data row ...", data=replicas)
+        over_replicas = jax.vmap(of_one_replica, in_axes=(None, 0, 0), spmd_axis_name="data")
+        partial = over_replicas(params, shards, jax.random.split(key, replicas))
+        return jax.tree.map(lambda value: value.sum(0), partial)
+
+    return reduced
+
+
+def _split_rows(batch: Any, pattern: str, **sizes: int) -> Any:
+    return jax.tree.map(lambda rows: einops.rearrange(rows, pattern, **sizes), batch)

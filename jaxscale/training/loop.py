@@ -1,0 +1,111 @@
+"""The train loop: batches in, steps on the device, and what is due after a step.
+
+The loop runs one step ahead of what it knows: while the device computes step n, the host reads the metrics of step n-1
+and prepares batch n+1. It waits for the device nowhere else, but where something is due.
+"""
+
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from jaxscale.telemetry.meter import StepMeter
+from jaxscale.training.losses import Batch
+from jaxscale.training.state import TrainState
+from jaxscale.training.step import Metrics, StepFunction
+
+HostMetrics = Mapping[str, float]
+
+
+class Action(Protocol):
+    """Something that happens between steps: evaluation, a checkpoint, a sample."""
+
+    def __call__(self, done: int, state: TrainState) -> None:
+        """`done` steps have been made; `state` is theirs."""
+
+
+@dataclass(frozen=True)
+class Due:
+    """An action and its interval: every so many steps (0: never) and behind the last step."""
+
+    every: int
+    action: Action
+
+    def now(self, done: int, last: int) -> bool:
+        return done == last or (self.every > 0 and done % self.every == 0)
+
+
+@dataclass
+class StopRequest:
+    """Whether a signal has asked the run to end after the step that is running."""
+
+    asked: bool = field(default=False)
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[StopRequest]:
+    """SIGTERM (how schedulers announce a preemption) asks for a stop instead of ending the process."""
+    request = StopRequest()
+
+    def ask(_number: int, _frame: FrameType | None) -> None:
+        request.asked = True
+
+    previous = signal.signal(signal.SIGTERM, ask)
+    try:
+        yield request
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+@dataclass(frozen=True)
+class Loop:
+    """The parts that a loop runs over. `observe` sees the metrics of every step, in order, once they are known."""
+
+    step: StepFunction
+    batches: Iterator[tuple[int, Mapping[str, np.ndarray]]]
+    place: Callable[[Mapping[str, np.ndarray]], Batch]
+    observe: Callable[[int, HostMetrics], None]
+    actions: Sequence[Due]
+    meter: StepMeter
+    before_step: Callable[[int], None]
+    after_step: Callable[[int, Any], None]
+
+
+def run_loop(
+    loop: Loop, state: TrainState, *, start: int, stop: int, request: StopRequest
+) -> TrainState:
+    """Steps `start` to `stop` - 1; ends early, after a whole step, if `request` asks for it."""
+    behind: tuple[int, Metrics] | None = None
+    done = start
+    while done < stop and not request.asked:
+        with loop.meter.data_wait():
+            index, rows = next(loop.batches)
+        assert index == done, f"batch {index} for step {done}"
+        loop.before_step(done)
+        state, metrics = loop.step(state, loop.place(rows))
+        done += 1
+        loop.after_step(done, metrics)
+        _observe(loop, behind)
+        behind = done, metrics
+        due = [entry.action for entry in loop.actions if entry.now(done, stop)]
+        if due:
+            _observe(loop, behind)
+            behind = None
+        for action in due:
+            action(done, state)
+    _observe(loop, behind)
+    return state
+
+
+def _observe(loop: Loop, known: tuple[int, Metrics] | None) -> None:
+    if known is None:
+        return
+    done, metrics = known
+    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    loop.meter.step_done()
+    loop.observe(done, values)

@@ -1,0 +1,95 @@
+"""The next-token loss of a model on a batch, on one device or on a mesh."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import PartitionSpec
+
+from jaxscale.config.run_sections import TrainingSection
+from jaxscale.kernels.linear_cross_entropy.api import (
+    LossSums,
+    linear_cross_entropy,
+    loss_and_gradients,
+    loss_from_logits,
+)
+from jaxscale.models.language_model import LanguageModel
+from jaxscale.parallel.placement import Placement, local_blocks
+
+Batch = Mapping[str, jax.Array]
+
+
+def next_token_loss(
+    module: nnx.Module, batch: Batch, placement: Placement, training: TrainingSection
+) -> LossSums:
+    """Sums over the valid targets of the batch, over every device of the mesh.
+
+    A `LanguageModel` goes through the chunked loss: its logits never exist at one time. Any other module is called for
+    its logits.
+    """
+    tokens, positions, segments = batch["tokens"], batch["positions"], batch["segment_ids"]
+    options: dict[str, Any] = {
+        "z_loss": training.z_loss,
+        "label_smoothing": training.label_smoothing,
+    }
+    if not isinstance(module, LanguageModel):
+        logits = module(tokens, positions, segments)  # type: ignore[operator]
+        return loss_from_logits(logits, batch["targets"], **options)
+    hidden = module.hidden(tokens, positions, segments)
+    options |= {"softcap": module.logit_softcap, "chunk_tokens": training.loss_chunk}
+    return _sharded_loss(placement, options)(hidden, module.output_table(), batch["targets"])
+
+
+def _sharded_loss(placement: Placement, options: Mapping[str, Any]) -> Callable[..., LossSums]:
+    """The chunked loss over a mesh: each device takes its own tokens and its own part of the vocabulary.
+
+    The gradient is formed beside the loss, on local blocks, and only scaled on the way back, so the map over devices is
+    never differentiated: the gradient of the table is summed over the batch axes once, not once a chunk.
+    """
+    if placement.mesh.size == 1:
+        return lambda hidden, table, targets: linear_cross_entropy(
+            hidden, table, targets, **options
+        )
+    rows, vocab = placement.mesh_axes("batch"), placement.mesh_axes("vocab")
+    in_specs = (PartitionSpec(rows), PartitionSpec(vocab), PartitionSpec(rows))
+    local_loss, local_gradients = _local(rows, vocab, options)
+    forward = local_blocks(local_loss, placement, in_specs, PartitionSpec())
+    out_specs = (PartitionSpec(), PartitionSpec(rows), PartitionSpec(vocab))
+    forward_and_gradients = local_blocks(local_gradients, placement, in_specs, out_specs)
+
+    @jax.custom_vjp
+    def loss(hidden: jax.Array, table: jax.Array, targets: jax.Array) -> LossSums:
+        sums: LossSums = forward(hidden, table, targets)
+        return sums
+
+    def remember(hidden: jax.Array, table: jax.Array, targets: jax.Array) -> Any:
+        sums, *gradients = forward_and_gradients(hidden, table, targets)
+        return sums, gradients
+
+    def scale(gradients: list[jax.Array], cotangent: LossSums) -> Any:
+        scaled = (gradient * cotangent.loss_sum.astype(gradient.dtype) for gradient in gradients)
+        return (*scaled, None)
+
+    loss.defvjp(remember, scale)
+    return loss
+
+
+def _local(rows: tuple[str, ...], vocab: tuple[str, ...], options: Mapping[str, Any]) -> Any:
+    """The loss of one device's block, and the same with its gradients, summed over the batch axes."""
+
+    def over_rows(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: jax.lax.psum(leaf, rows), tree) if rows else tree
+
+    def loss(hidden: jax.Array, table: jax.Array, targets: jax.Array) -> LossSums:
+        sums = linear_cross_entropy(hidden, table, targets, vocab_axis=vocab or None, **options)
+        result: LossSums = over_rows(sums)
+        return result
+
+    def gradients(hidden: jax.Array, table: jax.Array, targets: jax.Array) -> Any:
+        sums, to_hidden, to_table = loss_and_gradients(
+            hidden, table, targets, vocab_axis=vocab or None, **options
+        )
+        return over_rows(sums), to_hidden, over_rows(to_table)
+
+    return loss, gradients

@@ -1,0 +1,73 @@
+"""Where a run's results go: metrics, trackers, the screen, and the files of the run directory."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxscale.config.plan import Plan
+from jaxscale.config.run import RunConfig
+from jaxscale.config.text import to_yaml
+from jaxscale.telemetry.environment import describe_environment
+from jaxscale.telemetry.metrics import MetricsLog
+from jaxscale.telemetry.progress import Progress, make_progress
+from jaxscale.telemetry.trackers import Tracker, make_trackers
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The open outputs of one process of a run."""
+
+    directory: Path
+    log: MetricsLog
+    tracker: Tracker
+    progress: Progress
+
+    def record(self, values: Mapping[str, Any], *, show: bool = True) -> None:
+        """One line of `metrics.jsonl`, the same to the trackers and the screen."""
+        self.log.write(values)
+        self.tracker.log(int(values["step"]), values)
+        if show:
+            self.progress.update(values)
+
+    def sample(self, step: int, text: str) -> None:
+        """A text sample: `samples/STEP.txt` and the trackers."""
+        folder = self.directory / "samples"
+        folder.mkdir(exist_ok=True)
+        (folder / f"{step}.txt").write_text(text, encoding="utf-8")
+        self.tracker.text(step, "sample", text)
+
+    def close(self) -> None:
+        self.progress.close()
+        self.tracker.close()
+        self.log.close()
+
+
+def open_outputs(config: RunConfig, directory: Path, start_step: int) -> Outputs:
+    """Outputs that go on after `start_step`: what an interrupted run logged beyond it is dropped."""
+    tracker = make_trackers(
+        config.telemetry.trackers,
+        run_dir=directory,
+        config=config.model_dump(mode="json"),
+        run_name=config.name,
+        start_step=start_step,
+    )
+    log = MetricsLog(directory / "metrics.jsonl")
+    log.truncate_after(start_step)
+    progress = make_progress(
+        total_steps=config.training.steps, start_step=start_step, title=config.name
+    )
+    return Outputs(directory, log, tracker, progress)
+
+
+def write_run_files(config: RunConfig, plan: Plan, directory: Path) -> None:
+    """`config.yaml`, `plan.yaml`, `environment.json`: what runs, how it is laid out, and on what."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    (directory / "plan.yaml").write_text(to_yaml(plan), encoding="utf-8")
+    write_json(directory / "environment.json", describe_environment())
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

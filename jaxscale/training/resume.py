@@ -1,0 +1,121 @@
+"""Saving a run's state and taking it up again, on whatever mesh it wakes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from jaxscale.checkpoint.checkpointer import Checkpointer
+from jaxscale.checkpoint.keep import Keep
+from jaxscale.config.run import RunConfig
+from jaxscale.errors import UserError
+from jaxscale.telemetry.environment import describe_environment
+from jaxscale.training.job import Job
+from jaxscale.training.optimizer_state import flatten_state, unflatten_state
+from jaxscale.training.state import TrainState, abstract_state, init_state
+
+# What the batch of a step depends on: a change makes the rest of the run see other data.
+_DATA_KEYS = ("sequence_length",)
+_TRAINING_KEYS = ("global_batch", "seed")
+
+
+def open_checkpoints(job: Job) -> Checkpointer:
+    """The run's checkpoints, with its rules of what to keep."""
+    section = job.config.checkpoint
+    keep = Keep(
+        last=section.keep_last,
+        every=section.keep_every,
+        best=section.keep_best,
+        metric="eval_loss" if section.keep_best else None,
+        mode="min",
+    )
+    return Checkpointer(job.directory / "checkpoints", keep)
+
+
+def run_metadata(job: Job, step: int) -> dict[str, Any]:
+    """What a checkpoint says beside its arrays: enough to know what it is and to go on from it."""
+    config = job.config
+    return {
+        "step": step,
+        "config": config.model_dump(mode="json"),
+        "plan": job.placement.plan.model_dump(mode="json"),
+        "data": {
+            "next_step": step,
+            "seed": config.training.seed,
+            "stores": {
+                source.name: source.store.manifest.checksums for source in job.corpus.train.sources
+            },
+            "tokenizer": job.corpus.tokenizer.fingerprint,
+        },
+        "random": {
+            "seed": config.training.seed,
+            "implementation": jax.config.jax_default_prng_impl,
+        },
+        "environment": describe_environment(),
+    }
+
+
+def start_or_resume(job: Job, checkpoints: Checkpointer, warn: Callable[[str], None]) -> TrainState:
+    """The state of the newest good checkpoint, placed by this run's plan; a fresh one where there is none.
+
+    Raises UserError if the model, the tokenizer or the optimizer changed since.
+    """
+    step = checkpoints.latest_good(warn=warn) if checkpoints.steps() else None
+    if step is None:
+        if checkpoints.steps():
+            raise UserError(
+                f"every checkpoint in {job.directory / 'checkpoints'} is damaged; move that directory away to "
+                "start again from step 0"
+            )
+        training = job.config.training
+        return init_state(
+            job.model,
+            job.optimizer,
+            job.placement,
+            seed=training.seed,
+            averaged=training.ema_decay is not None,
+        )
+    check_same_run(job, checkpoints.read_metadata(step), warn)
+    like = abstract_state(job.specs, job.placement)
+    restored = checkpoints.restore(flatten_state(like), step, integrity="skip")
+    state = unflatten_state(like, restored.arrays)
+    assert isinstance(state, TrainState)
+    return state
+
+
+def check_same_run(job: Job, metadata: dict[str, Any], warn: Callable[[str], None]) -> None:
+    """Raises UserError for a changed model or tokenizer; warns where the data order changes."""
+    before = RunConfig.model_validate(metadata["config"])
+    changed = _differences(before.model.model_dump(), job.config.model.model_dump(), "model")
+    changed += _differences(
+        {"name": before.training.optimizer.name},
+        {"name": job.config.training.optimizer.name},
+        "training.optimizer",
+    )
+    if changed:
+        raise UserError(
+            f"{job.directory} holds a run of another model: {'; '.join(changed)}. "
+            "Give the changed run a directory of its own (--run-dir), or change the keys back."
+        )
+    if metadata["data"]["tokenizer"] != job.corpus.tokenizer.fingerprint:
+        raise UserError(
+            f"{job.directory} was trained with another tokenizer; start a run of its own with --run-dir, "
+            "or name the old tokenizer in data.tokenizer"
+        )
+    order = _order(before), _order(job.config)
+    for difference in _differences(*order, "batches depend on"):
+        warn(f"{difference}: from here on the batches are not those of the run so far")
+
+
+def _order(config: RunConfig) -> dict[str, Any]:
+    picked = {f"training.{key}": getattr(config.training, key) for key in _TRAINING_KEYS}
+    picked |= {f"data.{key}": getattr(config.data, key) for key in _DATA_KEYS}
+    return picked | {"data.train": [source.model_dump() for source in config.data.train]}
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str) -> list[str]:
+    return [
+        f"{prefix}.{key} was {before.get(key)!r}, is {now.get(key)!r}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]

@@ -1,0 +1,26 @@
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+
+def make_mesh(**axes: int) -> Mesh:
+    count = int(np.prod(list(axes.values())))
+    return jax.make_mesh(
+        tuple(axes.values()),
+        tuple(axes),
+        axis_types=(AxisType.Auto,) * len(axes),
+        devices=jax.devices()[:count],
+    )
+
+
+def put(mesh: Mesh, value: np.ndarray, *spec: str | tuple[str, ...] | None) -> jax.Array:
+    return jax.device_put(value, NamedSharding(mesh, PartitionSpec(*spec)))
+
+
+def targets(arrays: Mapping[str, jax.Array]) -> dict[str, jax.ShapeDtypeStruct]:
+    return {
+        path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+        for path, x in arrays.items()
+    }
