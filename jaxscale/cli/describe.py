@@ -1,8 +1,28 @@
+"""`jaxscale describe`: a model's parameters, FLOPs and bytes, without creating an array."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
-app = typer.Typer()
 
+def describe(
+    config: Annotated[Path, typer.Argument(help="YAML file of a run or of a model")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value ...")] = None,
+    sequence_length: Annotated[
+        int | None,
+        typer.Option(help="tokens, for the FLOPs (default: the run's, or max_positions)"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Print the parameter tree with its logical axes, counts, bytes, and FLOPs per token with the formula."""
+    from jaxscale.config.loading import load_model
 
-def describe() -> None: ...
-def evaluate() -> None: ...
-def generate() -> None: ...
+    section, length = load_model(config, overrides or [])
+
+    from jaxscale.cli.render.description import as_data, as_table
+    from jaxscale.models.summary import summarize
+
+    summary = summarize(section, sequence_length or length)
+    typer.echo(json.dumps(as_data(summary), indent=2)) if as_json else as_table(summary)

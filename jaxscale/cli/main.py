@@ -25,7 +25,7 @@ app.add_typer(config.app, name="config")
 
 
 def run() -> None:
-    """Entry point: a user's mistake is one message and status 2; anything else unexpected is our traceback, status 1."""
+    """Entry point: a user's mistake is one message and status 2, our own a traceback and status 1."""
     try:
         app()
     except UserError as error:

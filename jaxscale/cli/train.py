@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+EXIT_PREEMPTED = 75
+
 
 def train(
     config: Annotated[Path, typer.Argument(help="YAML file of the run")],
@@ -23,5 +25,12 @@ def train(
 
     from jaxscale.training.run import train_run
 
-    if train_run(settings, directory).preempted:
-        raise typer.Exit(75)
+    outcome = train_run(settings, directory)
+    if outcome.preempted:
+        typer.echo(
+            f"stopped at step {outcome.steps} with a checkpoint saved; run the same command to go on"
+        )
+        raise typer.Exit(EXIT_PREEMPTED)
+    if outcome.sample:
+        typer.echo(f"\n{outcome.sample}")
+    typer.echo(f"report: {outcome.report}")

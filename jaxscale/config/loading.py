@@ -1,17 +1,28 @@
 """YAML files, `extends`, and dotted overrides into a validated `RunConfig`."""
 
 from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 
 from jaxscale.config.explain import explain, nearest
+from jaxscale.config.model_section import ModelSection
 from jaxscale.config.run import RunConfig
+from jaxscale.config.section import Section
 from jaxscale.errors import UserError
 
 Tree = dict[str, Any]
+S = TypeVar("S", bound=Section)
+
+
+class _ModelFile(Section):
+    """A file of `configs/models/`: a model without a run."""
+
+    name: str = "model"
+    model: ModelSection
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -19,18 +30,24 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     Raises UserError naming the key, what is wrong with it, and the nearest key that exists.
     """
-    tree = read_tree(path)
-    for override in overrides:
-        tree = merge(tree, parse_override(override))
-    return validate(tree, source=str(path), default_name=path.stem)
+    return validate(_overridden(path, overrides), source=str(path), default_name=path.stem)
+
+
+def load_model(path: Path, overrides: Sequence[str] = ()) -> tuple[ModelSection, int | None]:
+    """The `model:` section of a run or of a file that has nothing else, and the run's sequence length if it has one."""
+    tree = _overridden(path, overrides)
+    if "model" not in tree:
+        raise UserError(f"{path} has no model: section")
+    if set(tree) <= {"model", "name"}:
+        model = _validated(_ModelFile, tree, source=str(path))
+        return model.model, None
+    config = validate(tree, source=str(path), default_name=path.stem)
+    return config.model, config.data.sequence_length
 
 
 def validate(tree: Tree, *, source: str, default_name: str = "run") -> RunConfig:
     """A `RunConfig` out of plain data; `source` names where it came from in errors."""
-    try:
-        return RunConfig.model_validate({"name": default_name, **tree})
-    except ValidationError as error:
-        raise UserError(f"{source}: {explain(error, RunConfig)}") from None
+    return _validated(RunConfig, {"name": default_name, **tree}, source=source)
 
 
 def read_tree(path: Path, seen: tuple[Path, ...] = ()) -> Tree:
@@ -68,6 +85,17 @@ def parse_override(text: str) -> Tree:
     for part in reversed(key.split(".")):
         parsed = {part: parsed}
     return dict(parsed)
+
+
+def _overridden(path: Path, overrides: Sequence[str]) -> Tree:
+    return reduce(merge, map(parse_override, overrides), read_tree(path))
+
+
+def _validated(kind: type[S], tree: Tree, *, source: str) -> S:
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(f"{source}: {explain(error, kind)}") from None
 
 
 def _parse(path: Path) -> Tree:

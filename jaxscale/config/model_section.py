@@ -24,7 +24,10 @@ REQUIRED_SIZES = ("vocab_size", "max_positions", "num_layers", "embed_dim", "num
 
 
 class RopeScalingSection(BaseModel):
-    """Stretches rotary positions beyond the trained length: linear with `factor` alone, by frequency (Llama 3) with all four."""
+    """Stretches rotary positions beyond the trained length.
+
+    With `factor` alone linearly (Gemma 3), with all four keys by frequency (Llama 3.1).
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -134,7 +137,7 @@ class ModelSection(BaseModel):
     )
     build: str | None = Field(
         default=None,
-        description="The user's own model: 'package.module:function' or 'file.py:function', called as function(rngs=..., **args).",
+        description="Your own model: 'package.module:function' or 'file.py:function', called with rngs and args.",
     )
     args: dict[str, Any] = Field(
         default_factory=dict, description="Keyword arguments of `build`, by name."

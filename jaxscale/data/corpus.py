@@ -41,7 +41,7 @@ def open_corpus(section: DataSection, report: Report | None = None) -> Corpus:
     """
     if not section.train:
         raise UserError("data.train names no source: give a file, a directory or a prepared store")
-    tokenizer = _tokenizer(section)
+    tokenizer = make_tokenizer(section)
     prepared = [_prepared(source.path, section, tokenizer, report) for source in section.train]
     sources = zip(section.train, prepared, strict=True)
     mixture = Mixture(tuple(Source(one.path, made.train, one.weight) for one, made in sources))
@@ -62,7 +62,11 @@ def open_prepared(path: str) -> Prepared:
     return Prepared(Store.open(folder / TRAIN), held_out, reused=True)
 
 
-def _tokenizer(section: DataSection) -> Tokenizer:
+def make_tokenizer(section: DataSection) -> Tokenizer:
+    """The tokenizer that a section names; with `train`, trained on its text once and kept in `section.store`.
+
+    Where every source is a prepared store, `train` means the tokenizer that the first one holds.
+    """
     if section.tokenizer != "train":
         return load_tokenizer(section.tokenizer)
     texts = [source for source in section.train if not is_store(source.path)]
@@ -70,8 +74,7 @@ def _tokenizer(section: DataSection) -> Tokenizer:
         return open_prepared(section.train[0].path).train.tokenizer()
     folder = Path(section.store) / f"tokenizer-{_digest(section, texts)}"
     if not folder.is_dir():
-        trained = train_bpe(_documents(section, texts), section.tokenizer_vocab_size)
-        _save_whole(trained, folder)
+        _save_whole(train_bpe(_documents(section, texts), section.tokenizer_vocab_size), folder)
     return load_tokenizer(str(folder))
 
 
@@ -133,7 +136,9 @@ def _eval_store(
 
 def _digest(section: DataSection, sources: list[SourceSection]) -> str:
     contents = [hash_file(file) for file in find_files([source.path for source in sources])]
-    return _hash([contents, section.tokenizer_vocab_size, section.text_key])
+    return _hash(
+        [contents, section.tokenizer_vocab_size, section.text_key, section.document_separator]
+    )
 
 
 def _hash(key: object) -> str:

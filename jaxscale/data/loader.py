@@ -13,7 +13,7 @@ then every `sequence_length` tokens: each token is an input exactly once, the la
 be short, and cuts fall elsewhere in each epoch.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -119,7 +119,7 @@ class Batches:
         for i, source in enumerate(self.mixture.sources):
             places = np.flatnonzero(sources == i)
             if len(places):
-                key = 0, i
+                key = self.seed, i
                 yield (
                     source,
                     places,
@@ -191,7 +191,7 @@ def iterate(
     rows: slice = slice(None),
     prefetch: int = 4,
     threads: int = 2,
-) -> Iterator[tuple[int, Batch]]:
+) -> Generator[tuple[int, Batch], None, None]:
     """(step, rows of its batch) from `start_step` on, read ahead by threads.
 
     `prefetch` batches are made ahead of time; with 0 threads each is made when it is asked for.

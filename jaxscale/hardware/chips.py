@@ -1,7 +1,8 @@
 """Accelerators: peak arithmetic, memory and bandwidth, each with where the number was read.
 
 All figures are for one *JAX device*, which is not always one chip: TPU v4 and v5p fuse two cores into one
-device, TPU7x shows each chip as two. FLOP/s are dense (no structured sparsity); memory is GB or GiB as the source prints it.
+device, TPU7x shows each chip as two. FLOP/s are dense (no structured sparsity); memory is GB or GiB
+as the source prints it.
 """
 
 import re

@@ -96,10 +96,18 @@ def _own_callables(module: ModuleType) -> list[str]:
 
 
 def _check_arguments(target: str, function: Callable[..., Any], args: Mapping[str, Any]) -> None:
-    signature = inspect.signature(function)
+    signature = _signature(function)
     try:
         signature.bind(rngs=None, **args)
     except TypeError as error:
         raise UserError(
             f"{target}{signature} cannot be called with rngs and args {sorted(args)}: {error}"
         ) from error
+
+
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    if not isinstance(function, type):
+        return inspect.signature(function)
+    # The metaclass of NNX modules takes anything, so the constructor says what fits; its `self` is not ours to give.
+    initializer = inspect.signature(inspect.getattr_static(function, "__init__"))
+    return initializer.replace(parameters=list(initializer.parameters.values())[1:])

@@ -1,6 +1,6 @@
 """What the surroundings decide about a forward pass: placement of activations, rematerialization, kernels.
 
-A model names the *meaning* of its activations (`constrain(x, "batch", "sequence", "embed")`). Whoever runs it installs a
+A model names the *meaning* of its activations (`constrain(x, "batch", "sequence", "mlp")`). Whoever runs it installs a
 `ForwardContext` while tracing; without one, every hook is the identity and the model runs on a single device.
 """
 
@@ -40,12 +40,13 @@ class ForwardContext:
     layer_unroll: int = 1
 
 
-_current: ContextVar[ForwardContext] = ContextVar("forward_context", default=ForwardContext())
+_PLAIN = ForwardContext()
+_current: ContextVar[ForwardContext | None] = ContextVar("forward_context", default=None)
 
 
 def forward_context() -> ForwardContext:
     """The context that surrounds this trace."""
-    return _current.get()
+    return _current.get() or _PLAIN
 
 
 @contextmanager

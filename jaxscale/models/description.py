@@ -65,7 +65,8 @@ class Blueprint:
 def blueprint(build: Build) -> Blueprint:
     """Trace `build` abstractly: 405B parameters take about a second and no memory.
 
-    Raises UserError if a parameter lacks logical axes, or the module keeps state that is neither parameter nor random stream.
+    Raises UserError if a parameter lacks logical axes, or the module keeps state that is neither a parameter nor a
+    random stream.
     """
     with nnx.use_eager_sharding(False):
         module = nnx.eval_shape(lambda: build(nnx.Rngs(0)))

@@ -39,7 +39,8 @@ def flops_terms(
         FlopsTerm(
             "attention projections",
             4 * layers * embed * head_dim * (heads + kv_heads),
-            f"2 x {layers} layers x {embed} embed x {head_dim} head_dim x (2 x {heads} heads + 2 x {kv_heads} kv_heads)",
+            f"2 x {layers} layers x {embed} embed x {head_dim} head_dim x "
+            f"(2 x {heads} heads + 2 x {kv_heads} kv_heads)",
         ),
         FlopsTerm(
             "attention scores",

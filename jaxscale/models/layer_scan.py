@@ -16,7 +16,8 @@ def scan_layers(
     """Carry x through all layers in order; layer i runs `steps[i % len(steps)]`, so what a step does is static.
 
     stacked: pytree whose leaves have a leading `layers` dim. unroll: layers traced per iteration, at least one period.
-    Returns x and what the steps returned beside it, stacked over layers. Layers after the last whole period follow unrolled.
+    Returns x and what the steps returned beside it, stacked over layers. Layers after the last whole period follow
+    unrolled.
     """
     period, num_layers = len(steps), jax.tree.leaves(stacked)[0].shape[0]
     num_groups = num_layers // period

@@ -45,11 +45,12 @@ def _flops(jaxpr: Any) -> Iterator[float]:
             yield max(sum(_flops(branch.jaxpr)) for branch in equation.params["branches"])
         else:
             trips = equation.params["length"] if name == "scan" else 1
-            for inner in _inner_jaxprs(equation.params):
+            for inner in inner_jaxprs(equation.params):
                 yield trips * sum(_flops(inner))
 
 
-def _inner_jaxprs(params: Any) -> Iterator[Any]:
+def inner_jaxprs(params: Any) -> Iterator[Any]:
+    """The functions inside an equation's parameters: loop bodies, called functions."""
     for leaf in jax.tree.leaves(params, is_leaf=lambda leaf: hasattr(leaf, "eqns")):
         inner = getattr(leaf, "jaxpr", leaf)
         if hasattr(inner, "eqns"):
@@ -58,13 +59,17 @@ def _inner_jaxprs(params: Any) -> Iterator[Any]:
 
 def _dot_flops(equation: Any) -> float:
     (contracted, _), _ = equation.params["dimension_numbers"]
-    left = equation.invars[0].aval
-    depth = math.prod(left.shape[dim] for dim in contracted)
-    return 2.0 * math.prod(equation.outvars[0].aval.shape) * depth
+    left = equation.invars[0].aval.shape
+    depth = math.prod(int(left[dim]) for dim in contracted)
+    return 2.0 * _size(equation.outvars[0]) * depth
 
 
 def _convolution_flops(equation: Any) -> float:
     """Each output value is a product over the kernel's window and its input channels (its dims but the first)."""
-    kernel = equation.invars[1].aval.shape
-    out_channels = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
-    return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) / out_channels
+    kernel = equation.invars[1]
+    out_channels = int(kernel.aval.shape[equation.params["dimension_numbers"].rhs_spec[0]])
+    return 2.0 * _size(equation.outvars[0]) * _size(kernel) / out_channels
+
+
+def _size(variable: Any) -> int:
+    return math.prod(int(size) for size in variable.aval.shape)

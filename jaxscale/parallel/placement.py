@@ -24,7 +24,7 @@ from jaxscale.parallel.rules import (
 class Placement:
     """Where everything of a run lives.
 
-    outer: mesh axes over which a surrounding `jax.vmap(..., spmd_axis_name=axis)` runs; arrays have no dim for them here.
+    outer: mesh axes that a surrounding `jax.vmap(..., spmd_axis_name=axis)` runs over; arrays have no dim for them.
     """
 
     mesh: Mesh
@@ -99,10 +99,16 @@ def place(plan: Plan, mesh: Mesh, description: Description) -> Placement:
 def local_blocks(
     function: Callable[..., Any], placement: Placement, in_specs: Any, out_specs: Any
 ) -> Callable[..., Any]:
-    """`function` on each device's block of its operands."""
+    """`function` on each device's block of its operands.
+
+    It is not to be differentiated: what it returns as replicated is taken at its word (no check of varying axes), and
+    gradients through it are its caller's, as results of their own.
+    """
     if placement.mesh.size == 1:
         return function
-    return jax.shard_map(function, mesh=placement.mesh, in_specs=in_specs, out_specs=out_specs)
+    return jax.shard_map(
+        function, mesh=placement.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+    )
 
 
 def _without(spec: PartitionSpec, outer: frozenset[str]) -> PartitionSpec:

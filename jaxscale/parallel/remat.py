@@ -7,6 +7,7 @@ import jax
 
 from jaxscale.config.plan import Remat
 from jaxscale.models.context import BlockFunction
+from jaxscale.models.traced_flops import inner_jaxprs
 from jaxscale.parallel.errors import PlacementError
 
 # Attention is the one product whose recomputation grows with the square of the sequence: `minimal` keeps its result and
@@ -21,9 +22,9 @@ _NAMED: dict[str, tuple[str, ...]] = {"minimal": _KEPT, "offload": _OFFLOADED}
 def wrap_block(remat: Remat) -> Callable[[BlockFunction], BlockFunction]:
     """A transformation of a block function that applies the policy called `remat`.
 
-    none keeps every intermediate; full keeps the block's input; dots keeps the results of weight products; minimal keeps
-    the attention result; offload keeps the block's input in host memory. Raises PlacementError, when the block is traced,
-    if a policy chooses by names that the block does not mark.
+    none keeps every intermediate; full keeps the block's input; dots keeps the results of weight products; minimal
+    keeps the attention result; offload keeps the block's input in host memory. Raises PlacementError, when the block
+    is traced, if a policy chooses by names that the block does not mark.
     """
     if remat == "none":
         return lambda block: block
@@ -69,7 +70,5 @@ def marked_names(jaxpr: Any) -> Iterator[str]:
     for equation in jaxpr.eqns:
         if equation.primitive.name == "name":
             yield equation.params["name"]
-        for inner in jax.tree.leaves(equation.params, is_leaf=lambda leaf: hasattr(leaf, "eqns")):
-            inner = getattr(inner, "jaxpr", inner)
-            if hasattr(inner, "eqns"):
-                yield from marked_names(inner)
+        for inner in inner_jaxprs(equation.params):
+            yield from marked_names(inner)

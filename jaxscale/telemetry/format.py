@@ -1,5 +1,6 @@
 """Numbers as people read them; shared by the live display and the report."""
 
+import itertools
 import math
 from collections.abc import Iterable
 
@@ -59,7 +60,7 @@ def sparkline(values: Iterable[float], *, width: int) -> str:
         return ""
     num = min(width, len(finite))
     edges = [len(finite) * i // num for i in range(num + 1)]
-    means = [math.fsum(finite[a:b]) / (b - a) for a, b in zip(edges, edges[1:], strict=False)]
+    means = [math.fsum(finite[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
     low, high = min(means), max(means)
     scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
     return "".join(_BARS[round((mean - low) * scale)] for mean in means)

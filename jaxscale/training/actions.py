@@ -18,7 +18,7 @@ from jaxscale.training.loop import Due
 from jaxscale.training.optimizer_state import flatten_state
 from jaxscale.training.outputs import Outputs
 from jaxscale.training.resume import run_metadata
-from jaxscale.training.sampling import make_sampler, sample_text
+from jaxscale.training.sampling import Sampler, make_sampler, sample_text
 from jaxscale.training.state import TrainState
 
 _SAMPLING = Sampling(temperature=0.8, top_p=0.95)
@@ -85,10 +85,10 @@ class _Sample:
 
     def __init__(self, job: Job, outputs: Outputs, meter: StepMeter) -> None:
         self._job, self._outputs, self._meter = job, outputs, meter
+        self._sampler: Sampler | None = None
         try:
             self._sampler = make_sampler(job.model, job.placement, job.corpus.tokenizer)
         except UserError as reason:
-            self._sampler = None
             outputs.progress.note(f"no text samples: {reason}")
 
     def __call__(self, done: int, state: TrainState) -> None:

@@ -9,13 +9,13 @@ import numpy as np
 
 from jaxscale.config.run_sections import TrainingSection
 from jaxscale.data.packing import IGNORE
+from jaxscale.kernels.linear_cross_entropy.api import LossSums
 from jaxscale.models.context import use_forward_context
 from jaxscale.models.description import Blueprint, Params, bind
 from jaxscale.parallel.placement import Placement
 from jaxscale.training.batches import place_batch
 from jaxscale.training.losses import Batch, next_token_loss
 from jaxscale.training.precision import cast, compute_dtype
-from jaxscale.kernels.linear_cross_entropy.api import LossSums
 
 EvaluationStep = Callable[[Params, Batch], LossSums]
 

@@ -6,7 +6,6 @@ from typing import Any
 import einops
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
 from jaxscale.models.description import Params
 from jaxscale.parallel.placement import Placement
@@ -33,7 +32,8 @@ def accumulate(gradient: GradientFunction, num_microbatches: int) -> GradientFun
         def one_pass(total: Any, inputs: Any) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, total, gradient(params, *inputs)), None
 
-        return jax.lax.scan(one_pass, zeros, (passes, keys))[0]
+        total: tuple[Params, Any] = jax.lax.scan(one_pass, zeros, (passes, keys))[0]
+        return total
 
     return accumulated
 
@@ -57,7 +57,8 @@ def reduce_once(
         shards = _split_rows(batch, "(data row) ... -> data row ...", data=replicas)
         over_replicas = jax.vmap(of_one_replica, in_axes=(None, 0, 0), spmd_axis_name="data")
         partial = over_replicas(params, shards, jax.random.split(key, replicas))
-        return jax.tree.map(lambda value: value.sum(0), partial)
+        total: tuple[Params, Any] = jax.tree.map(lambda value: value.sum(0), partial)
+        return total
 
     return reduced
 

@@ -1,7 +1,8 @@
 """The next-token loss of a model on a batch, on one device or on a mesh."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import jax
 from flax import nnx
@@ -9,6 +10,7 @@ from jax.sharding import PartitionSpec
 
 from jaxscale.config.run_sections import TrainingSection
 from jaxscale.kernels.linear_cross_entropy.api import (
+    LossOptions,
     LossSums,
     linear_cross_entropy,
     loss_and_gradients,
@@ -29,19 +31,23 @@ def next_token_loss(
     its logits.
     """
     tokens, positions, segments = batch["tokens"], batch["positions"], batch["segment_ids"]
-    options: dict[str, Any] = {
-        "z_loss": training.z_loss,
-        "label_smoothing": training.label_smoothing,
-    }
-    if not isinstance(module, LanguageModel):
-        logits = module(tokens, positions, segments)  # type: ignore[operator]
-        return loss_from_logits(logits, batch["targets"], **options)
-    hidden = module.hidden(tokens, positions, segments)
-    options |= {"softcap": module.logit_softcap, "chunk_tokens": training.loss_chunk}
-    return _sharded_loss(placement, options)(hidden, module.output_table(), batch["targets"])
+    options = LossOptions(
+        z_loss=training.z_loss,
+        label_smoothing=training.label_smoothing,
+        softcap=getattr(module, "logit_softcap", None),
+    )
+    if isinstance(module, LanguageModel):
+        hidden = module.hidden(tokens, positions, segments)
+        loss = _sharded_loss(placement, options, training.loss_chunk)
+        return loss(hidden, module.output_table(), batch["targets"])
+    as_function = cast("Callable[..., jax.Array]", module)
+    logits = as_function(tokens, positions, segments)
+    return loss_from_logits(logits, batch["targets"], replace(options, softcap=None))
 
 
-def _sharded_loss(placement: Placement, options: Mapping[str, Any]) -> Callable[..., LossSums]:
+def _sharded_loss(
+    placement: Placement, options: LossOptions, chunk_tokens: int
+) -> Callable[..., LossSums]:
     """The chunked loss over a mesh: each device takes its own tokens and its own part of the vocabulary.
 
     The gradient is formed beside the loss, on local blocks, and only scaled on the way back, so the map over devices is
@@ -49,11 +55,11 @@ def _sharded_loss(placement: Placement, options: Mapping[str, Any]) -> Callable[
     """
     if placement.mesh.size == 1:
         return lambda hidden, table, targets: linear_cross_entropy(
-            hidden, table, targets, **options
+            hidden, table, targets, options, chunk_tokens
         )
     rows, vocab = placement.mesh_axes("batch"), placement.mesh_axes("vocab")
     in_specs = (PartitionSpec(rows), PartitionSpec(vocab), PartitionSpec(rows))
-    local_loss, local_gradients = _local(rows, vocab, options)
+    local_loss, local_gradients = _local(rows, vocab, options, chunk_tokens)
     forward = local_blocks(local_loss, placement, in_specs, PartitionSpec())
     out_specs = (PartitionSpec(), PartitionSpec(rows), PartitionSpec(vocab))
     forward_and_gradients = local_blocks(local_gradients, placement, in_specs, out_specs)
@@ -75,21 +81,21 @@ def _sharded_loss(placement: Placement, options: Mapping[str, Any]) -> Callable[
     return loss
 
 
-def _local(rows: tuple[str, ...], vocab: tuple[str, ...], options: Mapping[str, Any]) -> Any:
+def _local(
+    rows: tuple[str, ...], vocab: tuple[str, ...], options: LossOptions, chunk_tokens: int
+) -> Any:
     """The loss of one device's block, and the same with its gradients, summed over the batch axes."""
+    settings = options, chunk_tokens, vocab or None
 
     def over_rows(tree: Any) -> Any:
         return jax.tree.map(lambda leaf: jax.lax.psum(leaf, rows), tree) if rows else tree
 
     def loss(hidden: jax.Array, table: jax.Array, targets: jax.Array) -> LossSums:
-        sums = linear_cross_entropy(hidden, table, targets, vocab_axis=vocab or None, **options)
-        result: LossSums = over_rows(sums)
-        return result
+        sums: LossSums = over_rows(linear_cross_entropy(hidden, table, targets, *settings))
+        return sums
 
     def gradients(hidden: jax.Array, table: jax.Array, targets: jax.Array) -> Any:
-        sums, to_hidden, to_table = loss_and_gradients(
-            hidden, table, targets, vocab_axis=vocab or None, **options
-        )
-        return over_rows(sums), to_hidden, over_rows(to_table)
+        sums, to_hidden, to_table = loss_and_gradients(hidden, table, targets, *settings)
+        return over_rows(sums), to_hidden, over_rows(to_table).astype(table.dtype)
 
     return loss, gradients

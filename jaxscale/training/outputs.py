@@ -9,10 +9,13 @@ from typing import Any
 from jaxscale.config.plan import Plan
 from jaxscale.config.run import RunConfig
 from jaxscale.config.text import to_yaml
+from jaxscale.data.tokenizers import BYTES, Tokenizer, load_tokenizer
 from jaxscale.telemetry.environment import describe_environment
 from jaxscale.telemetry.metrics import MetricsLog
 from jaxscale.telemetry.progress import Progress, make_progress
 from jaxscale.telemetry.trackers import Tracker, make_trackers
+
+TOKENIZER_FOLDER = "tokenizer"
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,11 @@ class Outputs:
         (folder / f"{step}.txt").write_text(text, encoding="utf-8")
         self.tracker.text(step, "sample", text)
 
+    def last_sample(self) -> str:
+        """The newest text sample, or nothing."""
+        files = sorted((self.directory / "samples").glob("*.txt"), key=lambda file: int(file.stem))
+        return files[-1].read_text(encoding="utf-8").rstrip() if files else ""
+
     def close(self) -> None:
         self.progress.close()
         self.tracker.close()
@@ -61,9 +69,12 @@ def open_outputs(config: RunConfig, directory: Path, start_step: int) -> Outputs
     return Outputs(directory, log, tracker, progress)
 
 
-def write_run_files(config: RunConfig, plan: Plan, directory: Path) -> None:
-    """`config.yaml`, `plan.yaml`, `environment.json`: what runs, how it is laid out, and on what."""
+def write_run_files(config: RunConfig, plan: Plan, tokenizer: Tokenizer, directory: Path) -> None:
+    """`config.yaml`, `plan.yaml`, `environment.json`, `tokenizer/`: what runs, how it is laid out, and on what."""
     directory.mkdir(parents=True, exist_ok=True)
+    if tokenizer.fingerprint != load_tokenizer(BYTES).fingerprint:
+        (directory / TOKENIZER_FOLDER).mkdir(exist_ok=True)
+        tokenizer.save(directory / TOKENIZER_FOLDER)
     (directory / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     (directory / "plan.yaml").write_text(to_yaml(plan), encoding="utf-8")
     write_json(directory / "environment.json", describe_environment())

@@ -49,7 +49,7 @@ def run_metadata(job: Job, step: int) -> dict[str, Any]:
         },
         "random": {
             "seed": config.training.seed,
-            "implementation": jax.config.jax_default_prng_impl,
+            "implementation": str(jax.random.key_impl(jax.random.key(0))),
         },
         "environment": describe_environment(),
     }

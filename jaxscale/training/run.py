@@ -18,15 +18,15 @@ from jaxscale.telemetry.report import write_report
 from jaxscale.training.actions import Results, make_actions
 from jaxscale.training.batches import batch_sharding, local_rows, place_batch
 from jaxscale.training.job import Job, make_job
-from jaxscale.training.losses import Batch
 from jaxscale.training.loop import Loop, StopRequest, run_loop, stop_on_signal
+from jaxscale.training.losses import Batch
 from jaxscale.training.observation import Observer, run_peak
 from jaxscale.training.outputs import Outputs, open_outputs, write_run_files
 from jaxscale.training.preparation import show_preparation
 from jaxscale.training.resume import open_checkpoints, start_or_resume
 from jaxscale.training.state import TrainState, state_shardings
-from jaxscale.training.summary import write_summary
 from jaxscale.training.step import StepFunction, compile_step, make_train_step
+from jaxscale.training.summary import write_summary
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Outcome:
     steps: int
     preempted: bool
     report: Path
+    sample: str
 
 
 def train_run(config: RunConfig, directory: Path, say: Callable[[str], None] = print) -> Outcome:
@@ -49,13 +50,18 @@ def train_run(config: RunConfig, directory: Path, say: Callable[[str], None] = p
         checkpoints = stack.enter_context(open_checkpoints(job))
         state = start_or_resume(job, checkpoints, warn=say)
         start = int(state.step)
-        write_run_files(config, job.placement.plan, directory)
+        write_run_files(config, job.placement.plan, job.corpus.tokenizer, directory)
         stack.callback(write_report, directory)
         outputs = open_outputs(config, directory, start)
         stack.callback(outputs.close)
         outputs.progress.note(_headline(job, start))
         done = _train(job, state, outputs, checkpoints, request)
-    return Outcome(done, done < config.training.steps, directory / "report.html")
+    return Outcome(
+        steps=done,
+        preempted=done < config.training.steps,
+        report=directory / "report.html",
+        sample=outputs.last_sample(),
+    )
 
 
 def _train(
@@ -111,7 +117,7 @@ def _placer(job: Job) -> Callable[[Mapping[str, np.ndarray]], Batch]:
 
 
 def _host_batches(job: Job, start: int) -> Generator[tuple[int, Mapping[str, np.ndarray]]]:
-    """This process's rows of each batch from step `start` on, read ahead."""
+    """Rows of this process of each batch from step `start` on, read ahead."""
     data = job.config.data
     mine = local_rows(_sharding(job), job.config.training.global_batch)
     return iterate(

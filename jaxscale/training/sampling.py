@@ -62,3 +62,24 @@ def sample_text(
         for row, new in zip(rows, step, strict=True):
             row.extend(token for token in new if token != tokenizer.eod_id)
     return [prompt + tokenizer.decode(row) for prompt, row in zip(prompts, rows, strict=True)]
+
+
+def stream_text(
+    sampler: Sampler,
+    tokenizer: Tokenizer,
+    params: Params,
+    prompt: str,
+    num_tokens: int,
+    sampling: Sampling,
+    seed: int,
+) -> Iterator[str]:
+    """The continuation in pieces, each as soon as its characters are whole."""
+    ids: list[int] = []
+    shown = ""
+    for step in sampler(params, [prompt], num_tokens, sampling, seed):
+        ids.extend(token for token in step[0] if token != tokenizer.eod_id)
+        text = tokenizer.decode(ids)
+        # A token may end inside a character; its bytes show as U+FFFD until the rest has come.
+        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            yield text[len(shown) :]
+            shown = text

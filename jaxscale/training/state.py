@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxscale.models.description import Blueprint, Description, ParamSpec, Params, init_params
+from jaxscale.models.description import Blueprint, Description, Params, ParamSpec, init_params
 from jaxscale.parallel.placement import Placement
 from jaxscale.training.ema import init_ema
 from jaxscale.training.optimizer_axes import optimizer_state_specs

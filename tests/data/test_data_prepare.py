@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
@@ -114,15 +116,30 @@ if __name__ == "__main__":
 """
 
 
+@dataclass(frozen=True)
+class CountingTokenizer(ByteTokenizer):
+    """Remembers what it was asked for."""
+
+    texts: list[str] = field(default_factory=list)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        self.texts.extend(texts)
+        return super().encode_batch(texts)
+
+
 def run_until_killed(corpus: Path, out: Path, moment: tuple[str, int], workers: int) -> list[int]:
     """Process ids of the workers of a run that was killed (SIGKILL) after a file of a phase."""
     phase, done = moment
     script = out.parent / "killed_run.py"
     script.write_text(KILLED_RUN)
     command = [sys.executable, str(script), str(corpus), str(out), phase, str(done), str(workers)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == -signal.SIGKILL, result.stderr
-    return [int(pid) for pid in result.stdout.split()]
+    # A file and not a pipe: workers that live on would keep a pipe open, and this test waiting.
+    with (out.parent / "output.txt").open("w+") as output:
+        result = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False)
+        output.seek(0)
+        text = output.read()
+    assert result.returncode == -signal.SIGKILL, text
+    return [int(word) for word in text.split() if word.isdigit()]
 
 
 @pytest.mark.parametrize(
@@ -144,14 +161,16 @@ def test_a_killed_run_goes_on_where_it_stopped(
     finished = {path: path.stat().st_mtime_ns for path in out.glob(".parts/*/part.json")}
     assert len(finished) >= {"hash": 0, "tokenize": moment[1], "write": 6}[moment[0]]
 
+    tokenizer = CountingTokenizer()
     kept: list[dict[Path, int]] = []
 
     def look(progress: Progress) -> None:
         if progress.phase == "write":
             kept.append({path: path.stat().st_mtime_ns for path in finished})
 
-    prepare([str(corpus)], out, ByteTokenizer(), eval_fraction=0.2, progress=look)
+    prepare([str(corpus)], out, tokenizer, eval_fraction=0.2, progress=look)
     assert kept[0] == finished
+    assert len(tokenizer.texts) == 40 * (6 - len(finished))
     assert contents(out) == reference
 
 

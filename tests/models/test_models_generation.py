@@ -34,7 +34,7 @@ def test_cached_decoding_gives_the_logits_of_the_full_pass(name: str) -> None:
         new, cache = extend(params, tokens[:, piece], positions[:, piece], cache)
         logits.append(new)
 
-    full = np.asarray(bind(model, params)(tokens))
+    full = np.asarray(jax.jit(lambda p, t: bind(model, p)(t))(params, tokens))
     # Same products in another order: fp32 rounding of a few 1e-7 each, grown over at most 8 layers.
     np.testing.assert_allclose(
         np.concatenate(logits, axis=1), full, rtol=0, atol=1e-5 * np.abs(full).max()
@@ -45,7 +45,7 @@ def test_cached_decoding_gives_the_logits_of_the_full_pass(name: str) -> None:
 def test_greedy_text_is_the_argmax_of_the_full_pass_for_prompts_of_any_length(name: str) -> None:
     model = make_blueprint(name)
     params = random_params(model)
-    forward = jax.jit(lambda tokens: bind(model, params)(tokens))
+    forward = jax.jit(bind(model, params).__call__)
 
     rows = generate(make_decoder(model), params, PROMPTS, max_new_tokens=8)
 
@@ -83,9 +83,7 @@ def test_a_seed_repeats_its_text_and_another_seed_does_not() -> None:
     sampling = Sampling(temperature=1.0)
 
     def text(seed: int) -> list[list[int]]:
-        return generate(
-            decoder, params, PROMPTS, max_new_tokens=12, sampling=sampling, seed=seed
-        )
+        return generate(decoder, params, PROMPTS, max_new_tokens=12, sampling=sampling, seed=seed)
 
     assert text(1) == text(1)
     assert text(1) != text(2)
@@ -100,6 +98,19 @@ def test_a_row_is_drawn_independently_of_the_other_prompts() -> None:
     beside = generate(decoder, params, long_neighbor, max_new_tokens=12, sampling=sampling)
 
     assert beside[0] == alone[0]
+
+
+def test_every_row_and_every_step_draws_anew() -> None:
+    model = make_blueprint("llama3, grouped")
+    flat = {path: jnp.zeros_like(value) for path, value in random_params(model).items()}
+
+    one, two = generate(
+        make_decoder(model), flat, [[1], [1]], max_new_tokens=40, sampling=Sampling()
+    )
+
+    # All 61 tokens are equally likely: 40 draws hit 29.5 different ones on average, deviation about 2.
+    assert len(set(one)) > 20
+    assert one != two
 
 
 def test_a_row_ends_with_the_end_token_and_the_others_go_on() -> None:

@@ -72,8 +72,8 @@ def test_the_live_display_fits_eighty_columns() -> None:
         }
         progress.update(full)
     progress.update({"step": 900_099, "eval_loss": 12.3456})
+    progress.close()  # Else it would draw itself again around what is captured.
     bar, learning, speed = lines_of(progress, out)
-    progress.close()
     assert max(cell_len(line) for line in (bar, learning, speed)) <= 80
     assert "900,099/1,000,000  90.0%" in bar
     assert bar.rstrip().endswith("left")

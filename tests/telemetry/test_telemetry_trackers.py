@@ -82,15 +82,21 @@ class Unreachable:
         self.calls: list[int] = []
 
     def log(self, step, values) -> None:
+        assert "step" not in values
+        self._call(step)
+
+    def text(self, step, name, text) -> None:
+        assert name
+        assert text
+        self._call(step)
+
+    def close(self) -> None:
+        self._call(-1)
+
+    def _call(self, step: int) -> None:
         self.calls.append(step)
         if self.error:
             raise self.error
-
-    def text(self, step, name, text) -> None:
-        self.log(step, {})
-
-    def close(self) -> None:
-        self.log(-1, {})
 
 
 def test_a_server_that_goes_away_is_mentioned_once_and_left_alone_for_a_minute() -> None:

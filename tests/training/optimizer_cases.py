@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxscale.config.optimizer_section import OptimizerSection, ScheduleSection
+from jaxscale.config.optimizer_section import OptimizerSection
 from jaxscale.models.description import Description, Params, ParamSpec
 from jaxscale.training.optimizers import make_optimizer
-from jaxscale.training.schedules import learning_rate
+from jaxscale.training.schedules import Schedule
 
 STEPS = 20
 NAMES = ("adamw", "adafactor", "lion", "muon")
@@ -20,16 +20,16 @@ def spec(shape: tuple[int, ...], *axes: str | None) -> ParamSpec:
     return ParamSpec(shape, np.dtype("float32"), axes)
 
 
-# 128 is where Adafactor begins to factor, so that `gate`, `query` and `output` are factored and the rest is not.
+# Adafactor factors from 128 on: `gate`, `query` and `output`, and nothing else.
 LLAMA: Description = {
     "embedding/table": spec((20, 128), "vocab", "embed"),
-    "layers/attention_norm/scale": spec((3, 128), "layers", "norm"),
-    "layers/attention/query": spec((3, 128, 2, 130), "layers", "embed", "heads", "head_dim"),
-    "layers/attention/key": spec((3, 128, 1, 8), "layers", "embed", "kv_heads", "head_dim"),
-    "layers/attention/query_norm/scale": spec((3, 8), "layers", "head_dim"),
-    "layers/attention/output": spec((3, 2, 130, 128), "layers", "heads", "head_dim", "embed"),
-    "layers/mlp/gate": spec((3, 128, 144), "layers", "embed", "mlp"),
-    "layers/mlp/down": spec((3, 16, 128), "layers", "mlp", "embed"),
+    "layers/attention_norm/scale": spec((2, 128), "layers", "norm"),
+    "layers/attention/query": spec((2, 128, 2, 130), "layers", "embed", "heads", "head_dim"),
+    "layers/attention/key": spec((2, 128, 1, 8), "layers", "embed", "kv_heads", "head_dim"),
+    "layers/attention/query_norm/scale": spec((2, 8), "layers", "head_dim"),
+    "layers/attention/output": spec((2, 2, 130, 128), "layers", "heads", "head_dim", "embed"),
+    "layers/mlp/gate": spec((2, 128, 144), "layers", "embed", "mlp"),
+    "layers/mlp/down": spec((2, 16, 128), "layers", "mlp", "embed"),
     "final_norm/scale": spec((128,), "norm"),
     "head/kernel": spec((128, 20), "embed", "vocab"),
 }
@@ -40,6 +40,7 @@ GPT2: Description = {
     "layers/attention_norm/bias": spec((2, 16), "layers", "norm"),
     "layers/attention/query": spec((2, 16, 2, 8), "layers", "embed", "heads", "head_dim"),
     "layers/attention/query_bias": spec((2, 2, 8), "layers", "heads", "head_dim"),
+    "layers/attention/output": spec((2, 2, 8, 16), "layers", "heads", "head_dim", "embed"),
     "layers/attention/output_bias": spec((2, 16), "layers", "norm"),
     "layers/mlp/up": spec((2, 16, 64), "layers", "embed", "mlp"),
     "layers/mlp/up_bias": spec((2, 64), "layers", "mlp"),
@@ -53,6 +54,8 @@ EXPERTS: Description = {
     "layers/mlp/gate_bias": spec((2, 4, 8), "layers", "experts", "mlp"),
     "layers/mlp/scale": spec((2, 4, 8), "layers", "experts", "mlp"),
 }
+# So many layers that a stack taken for one array would be factored over them.
+DEEP: Description = {"layers/gate": spec((130, 128, 4), "layers", "embed", "mlp")}
 # A user's own module: names and axes that nobody foresaw.
 OWN: Description = {
     "encoder/conv": spec((3, 3, 4, 8), None, None, "channels_in", "channels_out"),
@@ -60,12 +63,13 @@ OWN: Description = {
     "encoder/gain": spec((8,), None),
     "encoder/fused": spec((8, 3, 2, 4), "embed", None, "heads", "head_dim"),
     "encoder/temperature": spec(()),
+    "decoder/words": spec((6, 20), "embed", "vocab"),
     "classifier/head/kernel": spec((6, 5), "embed", "classes"),
 }
 
 
 def normal(description: Description, seed: int, dtype: str = "float32") -> dict[str, np.ndarray]:
-    """Standard normal values, another scale for each layer: an optimizer that mixes layers shows."""
+    """Normal values, of another scale in each layer: mixing layers shows."""
     random = np.random.default_rng(seed)
     values = {}
     for path, entry in description.items():
@@ -82,9 +86,14 @@ def optimizer_for(
     return make_optimizer(section, rate_for(section), description)
 
 
-def rate_for(section: OptimizerSection):
-    schedule = ScheduleSection(name="linear", warmup_steps=4)
-    return learning_rate(schedule, peak=section.learning_rate, steps=STEPS)
+def rates(section: OptimizerSection) -> np.ndarray:
+    """Up for four steps, then down: any numbers would do, as long as both sides use the same."""
+    factors = [0.25, 0.5, 0.75, *np.linspace(1.0, 0.1, STEPS - 3)]
+    return section.learning_rate * np.asarray(factors)
+
+
+def rate_for(section: OptimizerSection) -> Schedule:
+    return lambda step: jnp.asarray(rates(section))[step]
 
 
 def train(
@@ -107,7 +116,7 @@ def train(
 
 
 def unstack(values: dict, description: Description) -> dict:
-    """`layers/a` of three layers as `layers.0/a`, `layers.1/a`, `layers.2/a`; for specs as for arrays."""
+    """`layers/a` as `layers.0/a`, `layers.1/a`; of specs or of arrays."""
     result = {}
     for path, value in values.items():
         entry = description[path]

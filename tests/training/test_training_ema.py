@@ -35,7 +35,7 @@ def test_average_of_constant_parameters_is_the_parameters():
 
 
 def test_bfloat16_parameters_are_averaged_in_fp32_under_jit():
-    """One update of weight 0.001 is below half a step of bfloat16 at 1 (2^-9) and must not vanish."""
+    """An update by 0.001 is below half a step of bfloat16 at 1 (2^-9)."""
     params = {"w": jnp.asarray([1.0], jnp.bfloat16)}
     average = init_ema(params)
     moved = {"w": jnp.asarray([2.0], jnp.bfloat16)}

@@ -128,7 +128,7 @@ def test_states_survive_the_way_through_flat_names(name):
 def test_positions_appear_only_where_names_would_be_equal():
     adam = optax.chain(optax.clip(1.0), optax.adam(optax.constant_schedule(1.0)))
     flat = flatten_state(adam.init({"w": jnp.zeros(3)}))
-    # The second of the chain is adam, itself a chain of its moments and its schedule, each with a count.
+    # The second of the chain is adam, itself a chain of moments and schedule, each with a count.
     assert set(flat) == {"1/0/count", "1/1/count", "mu/w", "nu/w"}
 
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from optimizer_cases import (
+    DEEP,
     EXPERTS,
     GPT2,
     LLAMA,
@@ -18,6 +19,7 @@ from optimizer_cases import (
     normal,
     optimizer_for,
     rate_for,
+    rates,
     train,
     unstack,
 )
@@ -27,16 +29,18 @@ from jaxscale.training.muon import orthogonalize
 from jaxscale.training.optimizer_axes import optimizer_state_specs
 from jaxscale.training.parameter_kinds import hidden_matrix_shape, is_matrix
 
-# What each parameter is: does it decay, and the shape in which Muon orthogonalizes it (None: AdamW's).
+jitted_orthogonalize = jax.jit(orthogonalize)
+
+# Does a parameter decay, and in what shape does Muon orthogonalize it (None: it is AdamW's)?
 KINDS = [
     (LLAMA, "embedding/table", True, None),
     (LLAMA, "layers/attention_norm/scale", False, None),
-    (LLAMA, "layers/attention/query", True, (3, 128, 260)),
-    (LLAMA, "layers/attention/key", True, (3, 128, 8)),
+    (LLAMA, "layers/attention/query", True, (2, 128, 260)),
+    (LLAMA, "layers/attention/key", True, (2, 128, 8)),
     (LLAMA, "layers/attention/query_norm/scale", False, None),
-    (LLAMA, "layers/attention/output", True, (3, 260, 128)),
-    (LLAMA, "layers/mlp/gate", True, (3, 128, 144)),
-    (LLAMA, "layers/mlp/down", True, (3, 16, 128)),
+    (LLAMA, "layers/attention/output", True, (2, 260, 128)),
+    (LLAMA, "layers/mlp/gate", True, (2, 128, 144)),
+    (LLAMA, "layers/mlp/down", True, (2, 16, 128)),
     (LLAMA, "final_norm/scale", False, None),
     (LLAMA, "head/kernel", True, None),
     (GPT2, "embedding/table", True, None),
@@ -45,6 +49,7 @@ KINDS = [
     (GPT2, "layers/attention_norm/bias", False, None),
     (GPT2, "layers/attention/query", True, (2, 16, 16)),
     (GPT2, "layers/attention/query_bias", False, None),
+    (GPT2, "layers/attention/output", True, (2, 16, 16)),
     (GPT2, "layers/attention/output_bias", False, None),
     (GPT2, "layers/mlp/up", True, (2, 16, 64)),
     (GPT2, "layers/mlp/up_bias", False, None),
@@ -60,16 +65,13 @@ KINDS = [
     (OWN, "encoder/gain", False, None),
     (OWN, "encoder/fused", True, None),
     (OWN, "encoder/temperature", False, None),
+    (OWN, "decoder/words", True, None),
     (OWN, "classifier/head/kernel", True, None),
 ]
 
 
 def gradients(description, dtype="float32", steps=STEPS):
     return [normal(description, 100 + step, dtype) for step in range(steps)]
-
-
-def rates(section):
-    return [float(rate_for(section)(step)) for step in range(STEPS)]
 
 
 def assert_close(got, expected, tolerance):
@@ -94,7 +96,9 @@ def test_the_table_of_kinds_covers_every_description():
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("description", [LLAMA, GPT2, EXPERTS, OWN], ids="llama gpt2 moe own".split())
+@pytest.mark.parametrize(
+    "description", [LLAMA, GPT2, EXPERTS, OWN], ids=["llama", "gpt2", "moe", "own"]
+)
 def test_without_gradient_matrices_shrink_and_vectors_stay(name, description):
     section = OptimizerSection(name=name, learning_rate=0.01, weight_decay=0.5)
     params = normal(description, 0)
@@ -109,9 +113,8 @@ def test_without_gradient_matrices_shrink_and_vectors_stay(name, description):
     )
 
 
-# fp64: 20 updates of a dozen roundings each, none amplified. fp32: the same in its own eps, times 10 for the quotient of
-# two moments that both carry rounding.
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-13), ("float32", 2e-5)])
+# 20 updates of a dozen roundings each is 240 eps: 5e-14 in fp64, 3e-5 in fp32.
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-13), ("float32", 3e-5)])
 def test_adamw_is_torch_adamw(dtype, tolerance):
     torch = pytest.importorskip("torch")
     section = OptimizerSection(name="adamw", learning_rate=0.02, weight_decay=0.3, epsilon=1e-6)
@@ -151,7 +154,6 @@ def test_lion_is_algorithm_2_of_its_paper():
             expected[path] = expected[path] - rate * (direction + decay * expected[path])
             momentum[path] = 0.99 * momentum[path] + (1 - 0.99) * g
     with jax.enable_x64(True):
-        # The rate itself is fp32 in both.
         assert_close(train(optimizer_for(section, GPT2), start, steps), expected, 1e-13)
 
 
@@ -166,15 +168,15 @@ def newton_schulz(g):
 
 
 def test_muon_is_its_paper_on_each_layer_and_leaves_the_rest_to_adamw():
-    """Jordan et al. 2024 with the scale of Liu et al. 2025, equation 4; attention projections as embed x (heads head_dim)."""
+    """Jordan et al. 2024 with the scale of Liu et al. 2025, equation 4."""
     section = OptimizerSection(
         name="muon", learning_rate=0.02, weight_decay=0.3, adam_learning_rate=0.005
     )
-    start, steps = normal(LLAMA, 0, "float64"), gradients(LLAMA, "float64")
+    start, steps = normal(GPT2, 0, "float64"), gradients(GPT2, "float64")
     adam = OptimizerSection(name="adamw", learning_rate=0.005, weight_decay=0.3)
     with jax.enable_x64(True):
-        expected = dict(train(optimizer_for(adam, LLAMA), start, steps))
-    for path, entry in LLAMA.items():
+        expected = dict(train(optimizer_for(adam, GPT2), start, steps))
+    for path, entry in GPT2.items():
         shape = hidden_matrix_shape(path, entry)
         if shape is None:
             continue
@@ -187,13 +189,13 @@ def test_muon_is_its_paper_on_each_layer_and_leaves_the_rest_to_adamw():
                 layers[layer] -= rate * (step + 0.3 * layers[layer])
         expected[path] = layers.reshape(entry.shape)
     with jax.enable_x64(True):
-        got = train(optimizer_for(section, LLAMA), start, steps)
-    # Rates differ by an fp32 rounding (0.005 against 0.02 * 0.25) where AdamW is at work.
-    assert_close(got, expected, 1e-7)
+        got = train(optimizer_for(section, GPT2), start, steps)
+    # Newton-Schulz multiplies roundings of small singular values by up to 3.4^5 = 480.
+    assert_close(got, expected, 1e-11)
 
 
 def test_muon_is_torch_muon_within_bfloat16():
-    """torch iterates in bfloat16: five iterations of eps 2^-8 on directions of size one leave a few percent of an update."""
+    """torch iterates in bfloat16: five iterations of eps 2^-8 leave 2 percent of an update."""
     torch = pytest.importorskip("torch")
     section = OptimizerSection(name="muon", learning_rate=0.02, weight_decay=0.3)
     path, shape = "layers/mlp/up", (16, 64)
@@ -213,23 +215,20 @@ def test_muon_is_torch_muon_within_bfloat16():
 
 @settings(deadline=None, max_examples=25)
 @given(
-    rows=st.integers(1, 12),
-    columns=st.integers(1, 12),
+    shape=st.sampled_from([(1, 1), (1, 7), (5, 12), (12, 5), (12, 12)]),
     decades=st.floats(0, 2),
     scale=st.sampled_from([1e-6, 1.0, 1e6]),
     seed=st.integers(0, 2**31),
 )
 def test_orthogonalized_matrices_have_singular_values_near_one_and_the_same_directions(
-    rows, columns, decades, scale, seed
+    shape, decades, scale, seed
 ):
-    """The scalar iteration keeps [0.002, 1] within [0.68, 1.21]; here the smallest share of the norm is 0.01 / sqrt(12)."""
-    random = np.random.default_rng(seed)
-    rank = min(rows, columns)
-    u = np.linalg.qr(random.standard_normal((rows, rank)))[0]
-    v = np.linalg.qr(random.standard_normal((columns, rank)))[0]
+    """The scalar iteration keeps [0.002, 1] in [0.68, 1.21]; here the least is 0.01 / sqrt(12)."""
+    random, rank = np.random.default_rng(seed), min(shape)
+    u, v = (np.linalg.qr(random.standard_normal((size, rank)))[0] for size in shape)
     matrix = scale * (u * 10 ** -np.linspace(0, decades, rank)) @ v.T
     with jax.enable_x64(True):
-        inside = u.T @ np.asarray(orthogonalize(jnp.asarray(matrix))) @ v
+        inside = u.T @ np.asarray(jitted_orthogonalize(jnp.asarray(matrix))) @ v
     assert np.all((np.diag(inside) > 0.68) & (np.diag(inside) < 1.21))
     np.testing.assert_allclose(inside, np.diag(np.diag(inside)), atol=1e-9)
 
@@ -254,31 +253,33 @@ def test_adafactor_is_optax_adafactor_on_each_array_by_itself(description):
         expected = train(
             optax.adafactor(rate_for(section)), alone(start), [alone(step) for step in steps]
         )
-        # 20 updates in fp64; optax takes powers of -0.5 where we take reciprocal roots.
-        assert_close(alone(got), expected, 1e-12)
+        # optax has the second moment's decay rate in fp32: 2^-24 of it in each update.
+        assert_close(alone(got), expected, 1e-7)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_stack_of_layers_trains_as_its_layers_alone(name):
     section = OptimizerSection(name=name, learning_rate=0.02, weight_decay=0.3)
-    start, steps = normal(LLAMA, 0, "float64"), gradients(LLAMA, "float64", steps=5)
+    description = LLAMA if name == "adafactor" else GPT2  # Where Adafactor factors.
+    start = normal(description, 0, "float64")
+    steps = gradients(description, "float64", steps=5)
     with jax.enable_x64(True):
-        stacked = train(optimizer_for(section, LLAMA), start, steps)
+        stacked = train(optimizer_for(section, description), start, steps)
         alone = train(
-            optimizer_for(section, unstack(LLAMA, LLAMA)),
-            unstack(start, LLAMA),
-            [unstack(step, LLAMA) for step in steps],
+            optimizer_for(section, unstack(description, description)),
+            unstack(start, description),
+            [unstack(step, description) for step in steps],
         )
-        # Sums in another order: fp64 rounding only.
-        assert_close(unstack(stacked, LLAMA), alone, 1e-12)
+        # Sums in another order: fp64 rounding only, which Muon multiplies by up to 480.
+        assert_close(unstack(stacked, description), alone, 1e-11)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_state_and_updates_are_fp32_for_bfloat16_parameters(name):
     optimizer = optimizer_for(OptimizerSection(name=name), LLAMA)
     params = {p: jnp.asarray(v, jnp.bfloat16) for p, v in normal(LLAMA, 0).items()}
-    state = optimizer.init(params)
-    updates, after = optimizer.update(params, state, params)
+    state = jax.jit(optimizer.init)(params)
+    updates, after = jax.jit(optimizer.update)(params, state, params)
     for leaf in jax.tree.leaves((state, updates, after)):
         assert leaf.dtype in (jnp.float32, jnp.int32)
     assert jax.tree.map(lambda leaf: leaf.dtype, state) == jax.tree.map(
@@ -286,8 +287,16 @@ def test_state_and_updates_are_fp32_for_bfloat16_parameters(name):
     )
 
 
+def test_adafactor_never_factors_over_layers():
+    """(128, 4) is too small to factor, however many of them there are."""
+    optimizer = optimizer_for(OptimizerSection(name="adafactor"), DEEP)
+    state = optimizer_state_specs(optimizer, DEEP)["adafactor"]
+    assert state.row == state.column == {}
+    assert state.full["layers/gate"].shape == (130, 128, 4)
+
+
 def test_small_bfloat16_gradients_are_not_lost_in_the_second_moment():
-    """1 % of new information a step is below the resolution of bfloat16 (2^-8) from a moment of its own size."""
+    """A step adds 0.1 % of the difference: less than bfloat16 resolves (2^-8)."""
     section = OptimizerSection(name="adamw", beta2=0.999, weight_decay=0.0, beta1=0.0)
     optimizer = optimizer_for(section, {"w": LLAMA["final_norm/scale"]})
     params = {"w": jnp.zeros(128, jnp.bfloat16)}
@@ -300,7 +309,7 @@ def test_small_bfloat16_gradients_are_not_lost_in_the_second_moment():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_sharded_training_is_the_same_and_keeps_its_placement(name):
-    """fsdp on `embed`, tensor on `heads`/`mlp`, layers whole; states placed by their inherited axes."""
+    """Placed by the inherited axes: fsdp on `embed`, tensor on `heads` and `mlp`, layers whole."""
     mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("fsdp", "tensor"))
     table = {"embed": "fsdp", "heads": "tensor", "mlp": "tensor"}
     section = OptimizerSection(name=name, learning_rate=0.02, weight_decay=0.3)
@@ -326,5 +335,5 @@ def test_sharded_training_is_the_same_and_keeps_its_placement(name):
         params, state = jitted(params, state, jax.device_put(gradient, by_path))
     assert jax.tree.map(lambda leaf: leaf.sharding, state) == of_state
     expected = train(optimizer, normal(LLAMA, 0), gradients(LLAMA, steps=2))
-    # fp32 sums of up to 130 * 2 terms in another order; Muon's five iterations amplify by up to 3.4^5 / 5.
+    # fp32 sums of 260 terms in another order; Muon multiplies roundings (6e-8) by up to 480.
     assert_close(params, expected, 2e-5)

@@ -1,4 +1,7 @@
-"""Families by name, and `resolve`: a `model:` section as an `Architecture`. A new family is one preset and one line here."""
+"""Families by name, and `resolve`: a `model:` section as an `Architecture`.
+
+A new family is one preset and one line here.
+"""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""GPT-2 (Radford et al. 2019) and GPT-3 (Brown et al. 2020; its alternating sparse attention was never released: dense here)."""
+"""GPT-2 (Radford et al. 2019) and GPT-3 (arXiv:2005.14165; its sparse layers were never released: all dense here)."""
 
 from jaxscale.models.families.preset import Preset
 

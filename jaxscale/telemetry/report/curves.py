@@ -11,11 +11,18 @@ def charts_of(run: RunData) -> list[Chart]:
     """The charts for which the run has values."""
     charts = [
         _loss(run),
-        Chart("Learning rate", _plain(run, "learning_rate"), "scientific", from_zero=True),
-        Chart("Gradient norm", _noisy(run, "grad_norm"), "compact", log_above=10),
-        Chart("Tokens per second", _plain(run, "tokens_per_second"), "compact", from_zero=True),
+        Chart("Learning rate", _plain(run, "learning_rate", "rate"), "scientific", from_zero=True),
+        Chart(
+            "Gradient norm",
+            _with_trend("norm", run.points("grad_norm"), color=1),
+            "compact",
+            log_above=10,
+        ),
+        Chart(
+            "Tokens per second", _plain(run, "tokens_per_second", "rate"), "compact", from_zero=True
+        ),
         _step_time(run),
-        Chart("Model FLOPs utilization", _plain(run, "mfu"), "percent", from_zero=True),
+        Chart("Model FLOPs utilization", _plain(run, "mfu", "MFU"), "percent", from_zero=True),
         _memory(run),
     ]
     return [chart for chart in charts if any(line.points for line in chart.lines)]
@@ -27,15 +34,11 @@ def _loss(run: RunData) -> Chart:
     if evaluation:
         thinned = envelope(evaluation)
         lines += [Line("evaluation", thinned, 2), Line("evaluation", thinned, 2, "dots")]
-    return Chart("Loss", lines, "loss", note="nats per token", wide=True, log_above=2.5)
+    return Chart("Loss", lines, "loss", note="nats per token, by step", wide=True, log_above=2.5)
 
 
-def _plain(run: RunData, key: str) -> list[Line]:
-    return [Line("now", envelope(run.points(key)), 1)]
-
-
-def _noisy(run: RunData, key: str) -> list[Line]:
-    return _with_trend("now", run.points(key), color=1)
+def _plain(run: RunData, key: str, label: str) -> list[Line]:
+    return [Line(label, envelope(run.points(key)), 1)]
 
 
 def _with_trend(label: str, points: Points, *, color: int) -> list[Line]:

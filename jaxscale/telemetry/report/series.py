@@ -78,5 +78,5 @@ def evenly_chosen(items: Sequence[T], limit: int) -> list[T]:
 
 def _stretches(points: Points, num: int) -> Iterator[Points]:
     edges = [len(points) * i // num for i in range(num + 1)]
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         yield points[start:end]

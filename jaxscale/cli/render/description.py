@@ -1,0 +1,76 @@
+"""A model's description as a table and as data."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from jaxscale.models.description import ParamSpec
+from jaxscale.models.summary import TRAINING_BYTES_PER_PARAMETER, ModelSummary
+from jaxscale.telemetry.format import bytes_text
+
+
+def as_table(summary: ModelSummary, console: Console | None = None) -> None:
+    """Print the parameter tree, the totals and the FLOPs formula."""
+    console = console or Console()
+    console.print(_parameters(summary))
+    training = summary.total * TRAINING_BYTES_PER_PARAMETER
+    console.print(
+        f"[bold]{summary.total:,}[/bold] parameters, {summary.active:,} active; "
+        f"{bytes_text(summary.num_bytes)} as stored, {bytes_text(training)} with gradients and AdamW moments "
+        f"({TRAINING_BYTES_PER_PARAMETER} bytes a parameter), {bytes_text(2 * summary.total)} in bfloat16",
+        highlight=False,
+    )
+    console.print(_flops(summary))
+
+
+def as_data(summary: ModelSummary) -> dict[str, Any]:
+    """The same as plain data."""
+    return {
+        "parameters": {path: _spec(spec) for path, spec in summary.description.items()},
+        "total_parameters": summary.total,
+        "active_parameters": summary.active,
+        "bytes": summary.num_bytes,
+        "sequence_length": summary.sequence_length,
+        "forward_flops_per_token": {term.component: term.flops for term in summary.terms},
+        "forward_flops_formula": {term.component: term.formula for term in summary.terms},
+        "training_flops_per_token": summary.training_flops,
+    }
+
+
+def _spec(spec: ParamSpec) -> dict[str, Any]:
+    return {
+        "axes": list(spec.axes),
+        "shape": list(spec.shape),
+        "dtype": spec.dtype.name,
+        "init": spec.init,
+        "count": spec.size,
+    }
+
+
+def _parameters(summary: ModelSummary) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("parameter", "axes", "shape", "init"):
+        table.add_column(name, overflow="fold")
+    table.add_column("count", justify="right")
+    for path, spec in summary.description.items():
+        axes = " ".join(axis or "-" for axis in spec.axes)
+        shape = " x ".join(str(size) for size in spec.shape)
+        table.add_row(path, axes, shape, spec.init, f"{spec.size:,}")
+    return table
+
+
+def _flops(summary: ModelSummary) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(f"forward FLOPs a token ({summary.sequence_length} tokens)")
+    table.add_column("FLOPs", justify="right")
+    table.add_column("formula", overflow="fold")
+    for term in summary.terms:
+        table.add_row(term.component, f"{term.flops:.4g}", term.formula)
+    table.add_row("forward", f"{summary.forward_flops:.4g}", "sum")
+    table.add_row(
+        "training",
+        f"{summary.training_flops:.4g}",
+        "3 x forward (backward: two products for each one)",
+    )
+    return table

@@ -1,0 +1,1 @@
+"""Causal attention with grouped heads, windows, soft-caps and packed documents."""

@@ -1,0 +1,1 @@
+"""The loss of a vocabulary projection, without ever holding the logits of all tokens."""
