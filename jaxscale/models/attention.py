@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from jaxscale.kernels.attention.api import attention, decode_attention
 from jaxscale.models.architecture import Architecture, LayerKind
-from jaxscale.models.cache import KVCache, cached_attention, write
-from jaxscale.models.context import constrain
+from jaxscale.models.cache import KVCache, write
+from jaxscale.models.context import constrain, forward_context
 from jaxscale.models.layers import NORMAL, ZEROS, RMSNorm, named, parameter, residual_init
 from jaxscale.models.rope import Rotation, rotate
 
@@ -99,14 +100,16 @@ class Attention(nnx.Module):
         kind: LayerKind,
         inputs: LayerInputs,
     ) -> jax.Array:
-        return _plain_attention(
+        segment_ids = inputs.segment_ids
+        return attention(
             query,
             key,
             value,
-            segment_ids=inputs.segment_ids,
+            segment_ids=None if segment_ids is None else (segment_ids, None),
             window=kind.window,
             softcap=self.arch.attention_softcap,
             scale=self.arch.attention_scale,
+            implementation=forward_context().kernels.get("attention", "auto"),
         )
 
     def _attend_cached(
@@ -120,37 +123,15 @@ class Attention(nnx.Module):
         assert inputs.cache is not None
         assert inputs.positions is not None
         cache = write(inputs.cache, key, value, inputs.positions)
-        out = cached_attention(
+        slots = jnp.arange(cache.key.shape[1])[None].repeat(query.shape[0], axis=0)
+        out = decode_attention(
             query,
-            cache,
+            cache.key,
+            cache.value,
             inputs.positions,
+            slots,
             window=kind.window,
-            cap=self.arch.attention_softcap,
+            softcap=self.arch.attention_softcap,
             scale=self.arch.attention_scale,
         )
         return out, cache
-
-
-def _plain_attention(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    *,
-    segment_ids: jax.Array | None,
-    window: int | None,
-    softcap: float | None,
-    scale: float,
-) -> jax.Array:
-    batch, length, heads, head_dim = query.shape
-    grouped = query.reshape(batch, length, key.shape[2], heads // key.shape[2], head_dim)
-    scores = jnp.einsum("bskgd,btkd->bkgst", grouped, key, preferred_element_type=jnp.float32)
-    scores = scores * scale
-    if softcap is not None:
-        scores = softcap * jnp.tanh(scores / softcap)
-    back = jnp.arange(length)[:, None] - jnp.arange(length)
-    visible = ((back >= 0) & (back < (window or length)))[None]
-    if segment_ids is not None:
-        visible = visible & (segment_ids[:, :, None] == segment_ids[:, None, :])
-    scores = jnp.where(visible[:, None, None], scores, -1e30)
-    weights = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
-    return jnp.einsum("bkgst,btkd->bskgd", weights, value).reshape(query.shape)

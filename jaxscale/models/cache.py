@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxscale.models.architecture import Architecture
-from jaxscale.models.layers import softcap
 
 
 @jax.tree_util.register_dataclass
@@ -41,30 +40,3 @@ def write(
         cache.key.at[rows, positions].set(key.astype(cache.key.dtype)),
         cache.value.at[rows, positions].set(value.astype(cache.value.dtype)),
     )
-
-
-def cached_attention(
-    query: Float[Array, "batch new heads head_dim"],
-    cache: KVCache,
-    positions: Int[Array, "batch new"],
-    *,
-    window: int | None,
-    cap: float | None,
-    scale: float,
-) -> Float[Array, "batch new heads head_dim"]:
-    """Attention of new tokens over one layer's cache, causal by position; softmax in fp32."""
-    batch, new, heads, head_dim = query.shape
-    kv_heads = cache.key.shape[2]
-    grouped = query.reshape(batch, new, kv_heads, heads // kv_heads, head_dim)
-    scores = jnp.einsum("bskgd,btkd->bkgst", grouped, cache.key, preferred_element_type=jnp.float32)
-    scores = softcap(scores * scale, cap)
-    visible = _visible(positions, cache.key.shape[1], window)[:, None, None]
-    weights = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), axis=-1).astype(query.dtype)
-    out = jnp.einsum("bkgst,btkd->bskgd", weights, cache.value)
-    return out.reshape(query.shape)
-
-
-def _visible(positions: jax.Array, length: int, window: int | None) -> jax.Array:
-    """[batch, new, length]: which slots each new token reads; its own is always one of them."""
-    back = positions[:, :, None] - jnp.arange(length)
-    return back >= 0 if window is None else (back >= 0) & (back < window)

@@ -184,6 +184,16 @@ def test_activations_are_placed_by_known_names_only(name: str) -> None:
     assert seen == set(ACTIVATION_AXES)
 
 
+def test_attention_runs_as_the_surroundings_choose() -> None:
+    model = make_blueprint("llama3, grouped")
+    params = random_params(model)
+    with (
+        use_forward_context(ForwardContext(kernels={"attention": "abacus"})),
+        pytest.raises(UserError, match="abacus"),
+    ):
+        jax.eval_shape(lambda p: bind(model, p)(random_tokens()), params)
+
+
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_transformers_are_language_models_whose_logits_follow_from_hidden_and_table(
     name: str,

@@ -10,6 +10,9 @@ from jaxscale.errors import UserError
 
 SegmentIds = tuple[Int[Array, "batch sequence"], Int[Array, "batch kv_sequence"] | None]
 
+# Stands for minus infinity in fp32 and wider: a row of it has a finite softmax, so that no NaN reaches a gradient.
+MASKED = -1e30
+
 
 @dataclass(frozen=True, kw_only=True)
 class Form:

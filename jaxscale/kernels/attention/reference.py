@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxscale.kernels.attention.form import Form, SegmentIds, cap, in_sight, same_document
+from jaxscale.kernels.attention.form import MASKED, Form, SegmentIds, cap, in_sight, same_document
 
 
 def reference_attention(
@@ -23,6 +23,6 @@ def reference_attention(
     visible = in_sight(form, jnp.arange(query.shape[1]), jnp.arange(key.shape[1]))[None, None]
     if segments is not None:
         visible = visible & same_document(segments, slice(None), slice(None))[:, None]
-    weights = jax.nn.softmax(jnp.where(visible, scores, jnp.finfo(wide).min), axis=-1)
+    weights = jax.nn.softmax(jnp.where(visible, scores, MASKED), axis=-1)
     weights = jnp.where(visible, weights, 0)
     return jnp.einsum("bnqk,bknd->bqnd", weights.astype(value.dtype), value)

@@ -7,6 +7,7 @@ stacked as rows of one product with their key head, so keys are never repeated.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxscale.kernels.attention.form import (
+    MASKED,
     Form,
     SegmentIds,
     cap,
@@ -22,6 +24,7 @@ from jaxscale.kernels.attention.form import (
     key_range,
     same_document,
 )
+from jaxscale.kernels.layout import transposed_copy
 
 Query = Float[Array, "batch sequence heads head_dim"]
 Key = Float[Array, "batch kv_sequence kv_heads head_dim"]
@@ -31,6 +34,20 @@ Rows = Float[Array, "batch kv_heads group sequence"]
 Scores = Float[Array, "batch kv_heads group rows columns"]
 
 _MOST_BLOCKS = 64
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """block: queries taken at a time; more where there would be over 64 blocks, since each is compiled.
+
+    pin_layouts: transpose in memory before a product (see `layout`), for arrays of one CPU.
+    """
+
+    block: int = 128
+    pin_layouts: bool = False
+
+
+_DEFAULT = Tiling()
 
 
 class _Saved(NamedTuple):
@@ -49,13 +66,10 @@ def blocked_attention(
     value: Key,
     segments: SegmentIds | None,
     form: Form,
-    block: int = 128,
+    tiling: Tiling = _DEFAULT,
 ) -> Query:
-    """See `api.attention`. The largest array holds batch * heads * block * kv_sequence scores, in fp32 or wider.
-
-    block: queries taken at a time; more where the sequence would fall into over 64 blocks, since each is compiled.
-    """
-    return _remember(query, key, value, segments, form, block)[0]
+    """See `api.attention`. The largest array holds batch * heads * block * kv_sequence scores, in fp32 or wider."""
+    return _remember(query, key, value, segments, form, tiling)[0]
 
 
 def _remember(
@@ -64,11 +78,11 @@ def _remember(
     value: Key,
     segments: SegmentIds | None,
     form: Form,
-    block: int,
+    tiling: Tiling,
 ) -> tuple[Query, _Saved]:
     queries, keys, values = _grouped(query, key.shape[2]), _heads_first(key), _heads_first(value)
     outs, normalizers = [], []
-    for rows, columns in _blocks(query.shape[1], form, block):
+    for rows, columns in _blocks(query.shape[1], form, tiling):
         scores = _scores(queries[..., rows, :], keys[..., columns, :], form)
         visible = _visible(segments, form, rows, columns)
         out, log_normalizer = _attend(scores, visible, values[..., columns, :], segments)
@@ -82,8 +96,8 @@ def _remember(
 def _attend(
     scores: Scores, visible: jax.Array, values: GroupedKey, segments: SegmentIds | None
 ) -> tuple[GroupedQuery, Rows]:
-    """Output of these rows, and the log of their normalizers (0 for a row that sees nothing)."""
-    scores = jnp.where(visible, scores, jnp.finfo(scores.dtype).min)
+    """Output of these rows, and the log of their normalizers (which a row that sees nothing has none of)."""
+    scores = jnp.where(visible, scores, MASKED)
     highest = scores.max(axis=-1, keepdims=True)
     weights = jnp.exp(scores - highest)
     if segments is None:
@@ -97,7 +111,7 @@ def _attend(
 
 
 def _differentiate(
-    form: Form, block: int, saved: _Saved, cotangent: Query
+    form: Form, tiling: Tiling, saved: _Saved, cotangent: Query
 ) -> tuple[Query, Key, Key, None]:
     query, key, value, segments, out, log_normalizer = saved
     queries, keys, values = _grouped(query, key.shape[2]), _heads_first(key), _heads_first(value)
@@ -105,9 +119,9 @@ def _differentiate(
     wide = log_normalizer.dtype
     # Row sums of p * dp, which softmax subtracts, are those of out * d out.
     shift = (out.astype(wide) * to_out.astype(wide)).sum(axis=-1, keepdims=True)
-    to_keys, to_values = jnp.zeros(keys.shape, wide), jnp.zeros(keys.shape, wide)
+    to_keys = to_values = jnp.zeros(keys.swapaxes(2, 3).shape, wide)
     to_queries = []
-    for rows, columns in _blocks(query.shape[1], form, block):
+    for rows, columns in _blocks(query.shape[1], form, tiling):
         here, seen, given = queries[..., rows, :], keys[..., columns, :], to_out[..., rows, :]
         scores = _scores(here, seen, form)
         weights = jnp.exp(scores - log_normalizer[..., rows, None])
@@ -117,13 +131,13 @@ def _differentiate(
         if form.softcap is not None:
             to_scores *= 1 - jnp.square(scores / form.softcap)
         to_scores, weights = to_scores.astype(query.dtype), weights.astype(query.dtype)
-        to_values = to_values.at[..., columns, :].add(_columns_by_rows(weights, given))
-        to_keys = to_keys.at[..., columns, :].add(_columns_by_rows(to_scores, here))
+        to_values = to_values.at[..., columns].add(_rows_over_rows(given, weights, tiling))
+        to_keys = to_keys.at[..., columns].add(_rows_over_rows(here, to_scores, tiling))
         to_queries.append(_rows_by_columns(to_scores, seen).astype(query.dtype))
     return (
         _ungrouped(jnp.concatenate(to_queries, axis=3)),
-        _heads_first(to_keys.astype(key.dtype)),
-        _heads_first(to_values.astype(value.dtype)),
+        to_keys.transpose(0, 3, 1, 2).astype(key.dtype),
+        to_values.transpose(0, 3, 1, 2).astype(value.dtype),
         None,
     )
 
@@ -131,9 +145,9 @@ def _differentiate(
 blocked_attention.defvjp(_remember, _differentiate)
 
 
-def _blocks(length: int, form: Form, block: int) -> Iterator[tuple[slice, slice]]:
+def _blocks(length: int, form: Form, tiling: Tiling) -> Iterator[tuple[slice, slice]]:
     """Rows of each block of queries, and the columns of the keys that they can see."""
-    block = max(block, -(-length // _MOST_BLOCKS))
+    block = max(tiling.block, -(-length // _MOST_BLOCKS))
     for first in range(0, length, block):
         last = min(first + block, length)
         yield slice(first, last), slice(*key_range(form, first, last))
@@ -153,7 +167,8 @@ def _scores(queries: GroupedQuery, keys: GroupedKey, form: Form) -> Scores:
     return cap(_rows_by_rows(queries, keys) * form.scale, form.softcap)
 
 
-# The three products below flatten a group's queries into rows: one batched product, in the layout that its operands have.
+# The three products below stack a group's queries as rows. An einsum with a dim of its own for the group takes 1.7x the
+# time of repeated keys on CPU: its output has a layout that no batched product writes.
 
 
 def _rows_by_rows(left: GroupedQuery, right: GroupedKey) -> Scores:
@@ -170,9 +185,17 @@ def _rows_by_columns(left: Scores, right: GroupedKey) -> GroupedQuery:
     return product.reshape(*left.shape[:4], right.shape[3])
 
 
-def _columns_by_rows(left: Scores, right: GroupedQuery) -> GroupedKey:
-    rows, columns = _stacked(left), _stacked(right)
-    return jnp.einsum("bkrc,bkrd->bkcd", rows, columns, preferred_element_type=_wide(left))
+def _rows_over_rows(
+    left: GroupedQuery, right: Scores, tiling: Tiling
+) -> Float[Array, "batch kv_heads head_dim columns"]:
+    """Summed over rows. The narrow side stands left, so that it is the one to be transposed."""
+    rows = _stacked(left)
+    transposed = transposed_copy(rows) if tiling.pin_layouts else rows.swapaxes(2, 3)
+    return _product("bkdr,bkrc->bkdc", transposed, _stacked(right))
+
+
+def _product(equation: str, left: jax.Array, right: jax.Array) -> jax.Array:
+    return jnp.einsum(equation, left, right, preferred_element_type=_wide(left))
 
 
 def _stacked(array: jax.Array) -> Float[Array, "batch kv_heads rows width"]:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxscale.kernels.layout import transposed_copy
 from jaxscale.kernels.linear_cross_entropy.logits import (
     VocabAxis,
     loss_sums,
@@ -71,24 +72,30 @@ def loss_and_gradients(
     chunk_tokens: int,
     vocab_axis: VocabAxis = None,
 ) -> tuple[LossSums, Hidden, Table]:
-    """The loss sums, and the gradient of `loss_sum` by `hidden` (whole) and by this device's rows of `table` (fp32)."""
+    """The loss sums, and the gradient of `loss_sum` by `hidden` (whole) and by this device's rows of `table` (fp32).
+
+    All arrays are this device's own: one device, or inside `shard_map`.
+    """
+    pin_layouts = jax.default_backend() == "cpu"
 
     def add(carry: Any, chunk: tuple[jax.Array, jax.Array]) -> tuple[Any, jax.Array]:
         total, to_table = carry
         states, wanted = chunk
         sums, gradient = loss_sums_and_gradient(_logits(states, table), wanted, options, vocab_axis)
         gradient = gradient.astype(hidden.dtype)
-        to_table += jnp.einsum("tv,te->ve", gradient, states, preferred_element_type=to_table.dtype)
-        to_states = jnp.einsum("tv,ve->te", gradient, table)
+        turned = transposed_copy(states) if pin_layouts else states.T
+        to_table += jnp.einsum("et,tv->ev", turned, gradient, preferred_element_type=to_table.dtype)
+        to_states = jnp.einsum("tv,ve->te", gradient, table, preferred_element_type=to_table.dtype)
+        to_states = to_states.astype(hidden.dtype)
         if vocab_axis is not None:
             to_states = jax.lax.psum(to_states, vocab_axis)
         return (jax.tree.map(jnp.add, total, sums), to_table), to_states
 
-    start = _no_loss(hidden), jnp.zeros(table.shape, _wide(table))
+    start = _no_loss(hidden), jnp.zeros(table.shape[::-1], _wide(table))
     chunks = _chunks(hidden, targets, options, chunk_tokens)
     (sums, to_table), to_states = jax.lax.scan(add, start, chunks)
     flat = to_states.reshape(-1, hidden.shape[-1])[: targets.size]
-    return sums, flat.reshape(hidden.shape), to_table
+    return sums, flat.reshape(hidden.shape), to_table.T
 
 
 def _remember(
