@@ -19,9 +19,14 @@ def train(
 ) -> None:
     """Train, evaluate and checkpoint. Run the same command again to resume."""
     from jaxscale.config.loading import load_config
+    from jaxscale.config.plan import Plan
+    from jaxscale.hardware.cpu_process import prepare_cpu_process
 
     settings = load_config(config, overrides or [])
     directory = run_dir or Path("runs") / settings.name
+
+    precision = settings.plan.precision if isinstance(settings.plan, Plan) else "auto"
+    prepare_cpu_process("float32" if precision == "auto" else precision)
 
     from jaxscale.training.run import train_run
 

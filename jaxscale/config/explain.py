@@ -53,13 +53,13 @@ def _fields_at(model: type[BaseModel], parts: list[int | str]) -> list[str]:
     current: type[BaseModel] | None = model
     for part in parts:
         if isinstance(part, str) and current is not None and part in current.model_fields:
-            current = _section_of(current.model_fields[part].annotation)
+            current = section_of(current.model_fields[part].annotation)
     return [] if current is None else list(current.model_fields)
 
 
-def _section_of(annotation: Any) -> type[BaseModel] | None:
+def section_of(annotation: Any) -> type[BaseModel] | None:
     """The section class inside an annotation such as `list[Source]` or `ProfileSection | None`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    inner = (_section_of(argument) for argument in get_args(annotation))
+    inner = (section_of(argument) for argument in get_args(annotation))
     return next((found for found in inner if found is not None), None)

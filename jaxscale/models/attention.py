@@ -11,7 +11,7 @@ from jaxscale.kernels.attention.api import attention, decode_attention
 from jaxscale.models.architecture import Architecture, LayerKind
 from jaxscale.models.cache import KVCache, write
 from jaxscale.models.context import constrain, forward_context
-from jaxscale.models.layers import NORMAL, ZEROS, RMSNorm, named, parameter, residual_init
+from jaxscale.models.layers import NORMAL, ZEROS, RMSNorm, named, parameter, project, residual_init
 from jaxscale.models.rope import Rotation, rotate
 
 
@@ -75,13 +75,13 @@ class Attention(nnx.Module):
         else:
             out, cache = self._attend_cached(query, key, value, kind, inputs)
         out = named(constrain(out, "batch", "sequence", "heads", "head_dim"), "attention_out")
-        out = jnp.einsum("bshd,hde->bse", out, self.output[...])
+        out = project(out, self.output[...], num_inward=2)
         return (out + self.output_bias[...] if self.arch.output_biases else out), cache
 
     def _project(self, x: jax.Array, rotation: Rotation | None) -> tuple[jax.Array, ...]:
-        query = jnp.einsum("bse,ehd->bshd", x, self.query[...])
-        key = jnp.einsum("bse,ehd->bshd", x, self.key[...])
-        value = jnp.einsum("bse,ehd->bshd", x, self.value[...])
+        query = project(x, self.query[...])
+        key = project(x, self.key[...])
+        value = project(x, self.value[...])
         if self.arch.qkv_bias:
             query, key = query + self.query_bias[...], key + self.key_bias[...]
             value = value + self.value_bias[...]
@@ -100,7 +100,7 @@ class Attention(nnx.Module):
         kind: LayerKind,
         inputs: LayerInputs,
     ) -> jax.Array:
-        segment_ids = inputs.segment_ids
+        context, segment_ids = forward_context(), inputs.segment_ids
         return attention(
             query,
             key,
@@ -109,7 +109,9 @@ class Attention(nnx.Module):
             window=kind.window,
             softcap=self.arch.attention_softcap,
             scale=self.arch.attention_scale,
-            implementation=forward_context().kernels.get("attention", "auto"),
+            implementation=context.kernels.get("attention", "auto"),
+            local=context.local,
+            platform=context.platform,
         )
 
     def _attend_cached(

@@ -32,12 +32,16 @@ class ForwardContext:
     wrap_block: applies the rematerialization policy to the scanned block.
     kernels: implementation by op name (`{"attention": "xla"}`); an op that is not named chooses for itself.
     layer_unroll: layers traced per iteration of the layer scan.
+    local: whether arrays are whole on one device, so that kernels may choose their layout.
+    platform: `cpu`, `gpu` or `tpu`; None asks JAX for its default.
     """
 
     constrain: Callable[[jax.Array, Axes], jax.Array] = _unplaced
     wrap_block: Callable[[BlockFunction], BlockFunction] = _keep_residuals
     kernels: Mapping[str, str] = field(default_factory=dict)
     layer_unroll: int = 1
+    local: bool = False
+    platform: str | None = None
 
 
 _PLAIN = ForwardContext()

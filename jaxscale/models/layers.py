@@ -13,8 +13,9 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
+from jaxscale.kernels.linear.api import linear
 from jaxscale.models.architecture import Architecture
-from jaxscale.models.context import constrain
+from jaxscale.models.context import constrain, forward_context
 
 STANDARD_DEVIATION = 0.02
 # Intermediates of a block that a rematerialization policy can keep or offload, by name.
@@ -141,6 +142,14 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
+def project(
+    x: Float[Array, "batch sequence *inward"], weight: jax.Array, num_inward: int = 1
+) -> jax.Array:
+    """X times a weight over the last `num_inward` dims of x, in the form that suits the context."""
+    context = forward_context()
+    return linear(x, weight, num_inward=num_inward, local=context.local, platform=context.platform)
+
+
 class MLP(nnx.Module):
     """down(activation(gate x) * up x) (arXiv:2002.05202), or down(activation(up x)) without a gate."""
 
@@ -165,17 +174,17 @@ class MLP(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch sequence embed"]
     ) -> Float[Array, "batch sequence embed"]:
-        down = jnp.einsum("bsf,fe->bse", self._hidden(x), self.down[...])
+        down = project(self._hidden(x), self.down[...])
         return down + self.down_bias[...] if self.biased else down
 
     def _hidden(self, x: jax.Array) -> jax.Array:
         activation = ACTIVATIONS[self.activation]
-        up = jnp.einsum("bse,ef->bsf", x, self.up[...])
+        up = project(x, self.up[...])
         up = up + self.up_bias[...] if self.biased else up
         up = named(constrain(up, "batch", "sequence", "mlp"), "mlp_up")
         if not self.gated:
             return activation(up)
-        gate = constrain(jnp.einsum("bse,ef->bsf", x, self.gate[...]), "batch", "sequence", "mlp")
+        gate = constrain(project(x, self.gate[...]), "batch", "sequence", "mlp")
         return activation(named(gate, "mlp_gate")) * up
 
 

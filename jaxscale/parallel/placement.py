@@ -71,7 +71,8 @@ class Placement:
             return array
         shape = {axis: 1 if axis in self.outer else size for axis, size in self.mesh.shape.items()}
         spec = partition_spec("activation", array.shape, axes, self.rules, shape)
-        return jax.lax.with_sharding_constraint(array, _without(spec, self.outer))
+        placed: jax.Array = jax.lax.with_sharding_constraint(array, _without(spec, self.outer))
+        return placed
 
     def forward_context(self) -> ForwardContext:
         """The hooks of this placement for a traced forward pass."""
@@ -80,6 +81,8 @@ class Placement:
             wrap_block=wrap_block(self.plan.remat),
             kernels=self.plan.kernels,
             layer_unroll=self.plan.layer_unroll,
+            local=self.mesh.size == 1,
+            platform=self.platform,
         )
 
     def for_decoding(self) -> "Placement":

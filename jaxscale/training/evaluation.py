@@ -63,7 +63,8 @@ def make_evaluation_step(
 
     def run(params: Params, batch: Batch) -> LossSums:
         with jax.set_mesh(placement.mesh):
-            return step(params, batch)
+            sums: LossSums = step(params, batch)
+        return sums
 
     return run
 

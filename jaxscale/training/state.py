@@ -78,9 +78,9 @@ def init_state(
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average)
 
     with jax.set_mesh(placement.mesh):
-        return jax.jit(create, out_shardings=state_shardings(specs, placement))(
-            jax.random.key(seed)
-        )
+        jitted = jax.jit(create, out_shardings=state_shardings(specs, placement))
+        state: TrainState = jitted(jax.random.key(seed))
+    return state
 
 
 def _is_spec(leaf: Any) -> bool:

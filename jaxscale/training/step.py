@@ -70,7 +70,7 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(training.seed), state.step)
         summed, sums = gradient(state.params, batch, key)
         weight = jnp.maximum(sums.weight, 1)
-        norm = optax.global_norm(summed) / weight
+        norm = optax.tree.norm(summed) / weight
         scale = _clip_factor(norm, training.clip_norm) / weight
         finite = jnp.isfinite(norm) & jnp.isfinite(sums.loss_sum)
         proposed = _updated(
@@ -95,7 +95,8 @@ def compile_step(step: StepFunction, shardings: TrainState, placement: Placement
 
     def run(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         with jax.set_mesh(placement.mesh):
-            return jitted(state, batch)
+            result: tuple[TrainState, Metrics] = jitted(state, batch)
+        return result
 
     return run
 

@@ -36,13 +36,17 @@ def train(model: Blueprint, plan: Plan, training: TrainingSection) -> tuple[Any,
     """Losses, gradient norms and final parameters of a few steps."""
     devices = jax.devices()[: plan.num_devices]
     placement = place(plan, make_mesh(plan, devices), model.description)
-    schedule = learning_rate(training.schedule, peak=training.optimizer.learning_rate, steps=training.steps)
+    schedule = learning_rate(
+        training.schedule, peak=training.optimizer.learning_rate, steps=training.steps
+    )
     optimizer = make_optimizer(training.optimizer, schedule, model.description)
     averaged = training.ema_decay is not None
     specs = state_specs(model.description, optimizer, averaged=averaged)
     state = init_state(model, optimizer, placement, seed=training.seed, averaged=averaged)
     step = compile_step(
-        make_train_step(model, placement, optimizer, schedule, training), state_shardings(specs, placement), placement
+        make_train_step(model, placement, optimizer, schedule, training),
+        state_shardings(specs, placement),
+        placement,
     )
     sharding = batch_sharding(placement, 16, 16)
     metrics = []
@@ -69,4 +73,6 @@ def test_every_layout_trains_like_one_device(family: str) -> None:
         np.testing.assert_allclose(other_losses, losses, rtol=1e-5, err_msg=name)
         np.testing.assert_allclose(other_norms, norms, rtol=1e-5, err_msg=name)
         for path, value in params.items():
-            np.testing.assert_allclose(other_params[path], value, rtol=0, atol=5e-5, err_msg=f"{name}: {path}")
+            np.testing.assert_allclose(
+                other_params[path], value, rtol=0, atol=5e-5, err_msg=f"{name}: {path}"
+            )

@@ -53,5 +53,7 @@ def packed_batch(step: int, rows: int = 16, length: int = 16) -> dict[str, np.nd
         "tokens": np.where(segments > 0, tokens[:, :-1], 0).astype(np.int32),
         "targets": np.where(last, -1, tokens[:, 1:]).astype(np.int32),
         "segment_ids": segments,
-        "positions": np.where(segments == 2, place - border, np.where(segments == 1, place, 0)).astype(np.int32),
+        "positions": np.where(
+            segments == 2, place - border, np.where(segments == 1, place, 0)
+        ).astype(np.int32),
     }

@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,20 +31,24 @@ def linear(
     inward = weight.shape[:num_inward]
     if x.shape[x.ndim - num_inward :] != inward:
         raise ValueError(f"x of shape {x.shape} does not end in {inward}, as the weight begins")
+    on_cpu = (platform or jax.default_backend()) == "cpu"
+    # Accelerators sum in fp32 whatever they return; a CPU does so only where the result is asked for in fp32.
+    returned = jnp.promote_types(x.dtype, jnp.float32) if on_cpu else x.dtype
     if not local:
-        return _general(x, weight, num_inward)
+        return _general(x, weight, num_inward, returned)
     rows, outward = x.shape[: x.ndim - num_inward], weight.shape[num_inward:]
     left = x.reshape(-1, math.prod(inward))
     right = weight.reshape(math.prod(inward), -1)
-    narrow_on_cpu = (platform or jax.default_backend()) == "cpu" and x.dtype.itemsize < 4
-    out = _narrow(left, right) if narrow_on_cpu else _general(left, right, 1)
+    narrow_on_cpu = on_cpu and x.dtype.itemsize < 4
+    out = _narrow(left, right) if narrow_on_cpu else _general(left, right, 1, returned)
     return out.reshape(*rows, *outward)
 
 
-def _general(x: jax.Array, weight: jax.Array, num_inward: int) -> jax.Array:
+def _general(
+    x: jax.Array, weight: jax.Array, num_inward: int, returned: jnp.dtype[Any]
+) -> jax.Array:
     contracted = tuple(range(x.ndim - num_inward, x.ndim)), tuple(range(num_inward))
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    out = jax.lax.dot_general(x, weight, (contracted, ((), ())), preferred_element_type=wide)
+    out = jax.lax.dot_general(x, weight, (contracted, ((), ())), preferred_element_type=returned)
     return out.astype(x.dtype)
 
 
