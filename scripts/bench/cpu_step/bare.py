@@ -1,14 +1,9 @@
 """A training step written by hand on our kernels: what a framework around them can hope for."""
 
-import process
-import shape
-
-CHOSEN = shape.options()
-process.prepare(CHOSEN.dtype)
-
 import jax
 import jax.numpy as jnp
 import optax
+import shape
 from jaxtyping import Array, Float, Int
 
 from jaxscale.kernels.attention.api import attention
@@ -75,8 +70,8 @@ def block(x: Stream, weights: Weights) -> Stream:
     return x + linear(jax.nn.silu(gate) * up, weights["down"], local=True)
 
 
-def loss(weights: dict[str, object], tokens: Int[Array, "batch length"]) -> jax.Array:
-    weights = jax.tree.map(lambda w: w.astype(CHOSEN.dtype), weights)
+def loss(weights: dict[str, object], tokens: Int[Array, "batch length"], dtype: str) -> jax.Array:
+    weights = jax.tree.map(lambda w: w.astype(dtype), weights)
     x = weights["embedding"][tokens[:, :-1]]
     for layer in weights["layers"]:
         x = block(x, layer)
@@ -85,7 +80,7 @@ def loss(weights: dict[str, object], tokens: Int[Array, "batch length"]) -> jax.
     return sums.loss_sum / sums.weight
 
 
-def main() -> None:
+def run(chosen: shape.Options) -> None:
     beta1, beta2 = shape.BETAS
     optimizer = optax.adamw(
         shape.LEARNING_RATE, b1=beta1, b2=beta2, weight_decay=shape.WEIGHT_DECAY
@@ -93,7 +88,7 @@ def main() -> None:
 
     def train(state: tuple[object, object], tokens: jax.Array) -> tuple[object, jax.Array]:
         weights, moments = state
-        value, gradients = jax.value_and_grad(loss)(weights, tokens)
+        value, gradients = jax.value_and_grad(loss)(weights, tokens, chosen.dtype)
         updates, moments = optimizer.update(gradients, moments, weights)
         return (optax.apply_updates(weights, updates), moments), value
 
@@ -108,8 +103,4 @@ def main() -> None:
         state, value = jax.block_until_ready(compiled(state, tokens))
         return float(value)
 
-    shape.measure(step, CHOSEN)
-
-
-if __name__ == "__main__":
-    main()
+    shape.measure(step, chosen)

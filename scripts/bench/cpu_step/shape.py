@@ -15,6 +15,7 @@ ROPE_BASE, NORM_EPSILON, INIT_SCALE = 10_000.0, 1e-5, 0.02
 
 @dataclass(frozen=True)
 class Options:
+    contender: str
     dtype: str
     steps: int
     warmup: int
@@ -34,6 +35,7 @@ class Timing:
 
 def options() -> Options:
     parser = argparse.ArgumentParser()
+    parser.add_argument("contender")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--warmup", type=int, default=2)

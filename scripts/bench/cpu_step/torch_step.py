@@ -1,21 +1,16 @@
-"""PyTorch with transformers' Llama: eager, or through torch.compile with --compile.
+"""PyTorch with transformers' Llama, eager or through torch.compile.
 
 bfloat16 is autocast over fp32 weights, as the JAX contenders cast fp32 weights.
 """
 
 import contextlib
-import sys
 
 import shape
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-COMPILE = "--compile" in sys.argv
-sys.argv = [word for word in sys.argv if word != "--compile"]
 
-
-def main() -> None:
-    chosen = shape.options()
+def run(chosen: shape.Options, *, compiled: bool = False) -> None:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=shape.VOCAB,
@@ -32,7 +27,7 @@ def main() -> None:
         attn_implementation="sdpa",
     )
     model = LlamaForCausalLM(config)
-    forward = torch.compile(model) if COMPILE else model
+    forward = torch.compile(model) if compiled else model
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=shape.LEARNING_RATE,
@@ -53,7 +48,3 @@ def main() -> None:
         return float(loss)
 
     shape.measure(step, chosen)
-
-
-if __name__ == "__main__":
-    main()
