@@ -134,6 +134,7 @@ def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     shown = (
         ("loss", "loss", loss_text),
         ("eval", "eval_loss", loss_text),
+        ("bits/byte", "eval_bits_per_byte", loss_text),
         ("grad", "grad_norm", lambda v: f"{v:.2f}"),
         ("lr", "learning_rate", lambda v: f"{v:.1e}"),
         ("tok/s", "tokens_per_second", compact),

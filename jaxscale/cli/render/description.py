@@ -50,14 +50,18 @@ def _spec(spec: ParamSpec) -> dict[str, Any]:
 
 def _parameters(summary: ModelSummary) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("parameter", "axes", "shape", "init"):
-        table.add_column(name, overflow="fold")
-    table.add_column("count", justify="right")
+    table.add_column("parameter", no_wrap=True)
+    table.add_column("shape by logical axis", overflow="fold")
+    table.add_column("count", justify="right", no_wrap=True)
     for path, spec in summary.description.items():
-        axes = " ".join(axis or "-" for axis in spec.axes)
-        shape = " x ".join(str(size) for size in spec.shape)
-        table.add_row(path, axes, shape, spec.init, f"{spec.size:,}")
+        table.add_row(path, _dims(spec), f"{spec.size:,}")
     return table
+
+
+def _dims(spec: ParamSpec) -> str:
+    """`vocab 128256, embed 16384`; a dim without an axis is just its size."""
+    sizes = zip(spec.axes, spec.shape, strict=True)
+    return ", ".join(f"{axis or ''} {size}".strip() for axis, size in sizes)
 
 
 def _flops(summary: ModelSummary) -> Table:

@@ -8,6 +8,8 @@ first contender is what the others are compared with. `--python NAME=PATH` runs 
 
 import argparse
 import json
+import os
+import resource
 import shlex
 import statistics
 import subprocess
@@ -16,11 +18,25 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 HERE = Path(__file__).parent
+_COLUMNS = (
+    "dtype",
+    "contender",
+    "s/step",
+    "ratio to first (least-most)",
+    "first step, s",
+    "RSS, GiB",
+    "CPU s/step",
+    "faults/step",
+    "stolen",
+    "others",
+)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One process. stolen: share of the machine's processor time that the hypervisor gave to others meanwhile."""
+    """One process. Of the machine's processor time meanwhile, stolen is the share that the hypervisor gave away, and
+    others what processes other than this one used: a run with much of either says little.
+    """
 
     contender: str
     dtype: str
@@ -32,6 +48,7 @@ class Run:
     faults_per_step: float
     cpu_s_per_step: float
     stolen: float
+    others: float
 
 
 def main() -> None:
@@ -53,9 +70,8 @@ def main() -> None:
 def table(runs: list[Run]) -> str:
     """Markdown: one row a contender and dtype, ratios to the first contender of the same round."""
     lines = [
-        "| dtype | contender | s/step | ratio to first (least-most) | first step, s | RSS, GiB "
-        "| CPU s/step | faults/step | stolen |",
-        "|---|---|---|---|---|---|---|---|---|",
+        f"| {' | '.join(_COLUMNS)} |",
+        f"|{'---|' * len(_COLUMNS)}",
     ]
     keys = dict.fromkeys((run.dtype, run.contender) for run in runs)
     return "\n".join([*lines, *(_row(key, runs) for key in keys)]) + "\n"
@@ -75,6 +91,7 @@ def _row(key: tuple[str, str], runs: list[Run]) -> str:
         f"{_median(own, 'cpu_s_per_step'):.2f}",
         f"{_median(own, 'faults_per_step'):,.0f}",
         f"{max(run.stolen for run in own):.1%}",
+        f"{max(run.others for run in own):.1%}",
     ]
     return "| " + " | ".join(cells) + " |"
 
@@ -86,9 +103,9 @@ def _median(runs: list[Run], name: str) -> float:
 def _run(name: str, dtype: str, number: int, python: str, arguments: argparse.Namespace) -> Run:
     command = [*shlex.split(arguments.prefix), python, str(HERE / "contender.py"), name]
     command += ["--dtype", dtype, "--steps", str(arguments.steps)]
-    before = _processor_time()
+    before = _Ticks.now()
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    after = _processor_time()
+    spent = _Ticks.now() - before
     timing = json.loads(done.stdout.strip().splitlines()[-1])
     print(f"{dtype} round {number}: {name} {timing['steps_s']}", file=sys.stderr)
     return Run(
@@ -96,15 +113,33 @@ def _run(name: str, dtype: str, number: int, python: str, arguments: argparse.Na
         dtype=dtype,
         round=number,
         step_s=statistics.median(timing.pop("steps_s")),
-        stolen=(after[0] - before[0]) / max(1, after[1] - before[1]),
+        stolen=spent.stolen / spent.total,
+        others=max(0.0, spent.busy - spent.own) / spent.total,
         **timing,
     )
 
 
-def _processor_time() -> tuple[int, int]:
-    """Stolen and total processor time so far, in ticks."""
-    ticks = [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
-    return ticks[7], sum(ticks)
+@dataclass(frozen=True)
+class _Ticks:
+    """Processor time of the whole machine since it started, and of this process's children, in clock ticks."""
+
+    stolen: float
+    busy: float
+    total: float
+    own: float
+
+    @classmethod
+    def now(cls) -> "_Ticks":
+        words = Path("/proc/stat").read_text().splitlines()[0].split()[1:9]
+        user, nice, system, idle, waiting, interrupt, soft_interrupt, stolen = map(int, words)
+        busy = user + nice + system + interrupt + soft_interrupt
+        children = resource.getrusage(resource.RUSAGE_CHILDREN)
+        own = (children.ru_utime + children.ru_stime) * os.sysconf("SC_CLK_TCK")
+        return cls(stolen, busy, busy + idle + waiting + stolen, own)
+
+    def __sub__(self, earlier: "_Ticks") -> "_Ticks":
+        stolen, busy = self.stolen - earlier.stolen, self.busy - earlier.busy
+        return _Ticks(stolen, busy, max(1, self.total - earlier.total), self.own - earlier.own)
 
 
 def _arguments() -> argparse.Namespace:
