@@ -40,7 +40,9 @@ def test_text_of_a_configuration_loads_back_to_an_equal_one(base: Path, tmp_path
     assert load_config(again) == config
 
 
-def test_overrides_lie_over_files_and_files_over_what_they_extend(base: Path, tmp_path: Path) -> None:
+def test_overrides_lie_over_files_and_files_over_what_they_extend(
+    base: Path, tmp_path: Path
+) -> None:
     middle = tmp_path / "sub" / "middle.yaml"
     middle.parent.mkdir()
     middle.write_text("extends: ../base.yaml\ntraining: {steps: 20, seed: 5}\n")
@@ -54,7 +56,10 @@ def test_overrides_lie_over_files_and_files_over_what_they_extend(base: Path, tm
     [
         ("training.stepz=5", ["unknown key 'training.stepz'", "did you mean 'steps'?"]),
         ("trainning.steps=5", ["unknown key 'trainning'", "did you mean 'training'?"]),
-        ("training.optimizer.learning_rat=1", ["'training.optimizer.learning_rat'", "'learning_rate'"]),
+        (
+            "training.optimizer.learning_rat=1",
+            ["'training.optimizer.learning_rat'", "'learning_rate'"],
+        ),
         ("plan.tensr=2", ["unknown key 'plan.tensr'", "'tensor'"]),
         ("training.steps=many", ["training.steps", "valid integer", "'many'"]),
         ("training.steps=0", ["training.steps", "greater than or equal to 1", "got 0"]),
@@ -74,7 +79,11 @@ def test_mistakes_name_the_key_and_the_fix(base: Path, override: str, parts: lis
 
 @pytest.mark.parametrize(
     ("text", "part"),
-    [("steps: [", "not valid YAML"), ("- a\n- b\n", "must hold sections"), ("extends: other.yaml\n", "no configuration file")],
+    [
+        ("steps: [", "not valid YAML"),
+        ("- a\n- b\n", "must hold sections"),
+        ("extends: other.yaml\n", "no configuration file"),
+    ],
 )
 def test_files_that_cannot_be_read_say_why(tmp_path: Path, text: str, part: str) -> None:
     path = tmp_path / "broken.yaml"

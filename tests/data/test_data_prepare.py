@@ -142,6 +142,22 @@ def run_until_killed(corpus: Path, out: Path, moment: tuple[str, int], workers: 
     return [int(word) for word in text.split() if word.isdigit()]
 
 
+def is_running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state not in "ZX"
+
+
+def wait_until_gone(pids: list[int]) -> None:
+    """Workers notice within seconds that the run is gone; until then they may still finish a part."""
+    deadline = time.monotonic() + 20
+    while any(map(is_running, pids)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not [pid for pid in pids if is_running(pid)]
+
+
 @pytest.mark.parametrize(
     ("moment", "workers"),
     [(("hash", 2), 1), (("tokenize", 1), 2), (("tokenize", 4), 1), (("write", 3), 1)],
@@ -154,7 +170,7 @@ def test_a_killed_run_goes_on_where_it_stopped(
     workers: int,
 ) -> None:
     out = tmp_path / "out"
-    run_until_killed(corpus, out, moment, workers)
+    wait_until_gone(run_until_killed(corpus, out, moment, workers))
     for split in ("train", "eval"):
         with pytest.raises(UserError, match="there is no store"):
             Store.open(out / split)
@@ -174,22 +190,11 @@ def test_a_killed_run_goes_on_where_it_stopped(
     assert contents(out) == reference
 
 
-def is_running(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state not in "ZX"
-
-
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
 def test_workers_do_not_outlive_a_killed_run(corpus: Path, tmp_path: Path) -> None:
     pids = run_until_killed(corpus, tmp_path / "out", ("tokenize", 1), 2)
     assert len(pids) == 2
-    deadline = time.monotonic() + 20
-    while any(map(is_running, pids)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not [pid for pid in pids if is_running(pid)]
+    wait_until_gone(pids)
 
 
 def test_only_changed_files_are_tokenized_again_after_a_kill(tmp_path: Path) -> None:

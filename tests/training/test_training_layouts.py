@@ -31,9 +31,13 @@ LAYOUTS = {
     "data 2 fsdp 2 tensor 2, accumulation 4": Plan(data=2, fsdp=2, tensor=2, microbatches=4),
 }
 
+# Softmax ignores what is added to all scores of a row, and without RoPE that is all a bias of the keys
+# does: its true gradient is zero, and its updates are rounding error.
+WITHOUT_GRADIENT = {("gpt2", "layers/attention/key_bias")}
+
 
 def train(model: Blueprint, plan: Plan, training: TrainingSection) -> tuple[Any, Any, Any]:
-    """Losses, gradient norms and final parameters of a few steps."""
+    """Losses, gradient norms, and what a few steps added to each parameter."""
     devices = jax.devices()[: plan.num_devices]
     placement = place(plan, make_mesh(plan, devices), model.description)
     schedule = learning_rate(
@@ -48,31 +52,37 @@ def train(model: Blueprint, plan: Plan, training: TrainingSection) -> tuple[Any,
         state_shardings(specs, placement),
         placement,
     )
+    before = {path: np.asarray(value).copy() for path, value in state.params.items()}
     sharding = batch_sharding(placement, 16, 16)
     metrics = []
     for index in range(STEPS):
-        state, found = step(state, place_batch(packed_batch(index), sharding, 16))
+        state, found = step(state, place_batch(packed_batch(index % 2), sharding, 16))
         metrics.append(jax.device_get(found))
-    params = {path: np.asarray(value) for path, value in state.params.items()}
-    return [m["loss"] for m in metrics], [m["grad_norm"] for m in metrics], params
+    updates = {path: np.asarray(value) - before[path] for path, value in state.params.items()}
+    return [m["loss"] for m in metrics], [m["grad_norm"] for m in metrics], updates
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Relative, in the 2-norm: |a - b| / |b|."""
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_layout_trains_like_one_device(family: str) -> None:
-    """fp32 sums in another order differ by a few units of 2^-24 each: 1e-5 leaves room for sums of thousands.
+    """fp32 sums in another order differ by a few units of 2^-24: 1e-5 leaves room for sums of thousands.
 
-    Parameters differ more where AdamW divides a gradient by its own size: there an update may differ by the error of the
-    gradient over the gradient. Entries are compared at 1e-3 of the largest update (5 steps x rate 1e-2).
+    AdamW divides a gradient by its own size, so that where a gradient is near zero its rounding error
+    becomes part of the update. What 5 steps added to a parameter is therefore compared as a whole,
+    within 1e-3 of its 2-norm: a single wrong entry in 1000 is 30 times more.
     """
     model = blueprint(model_builder(tiny_model(family)))
     training = tiny_training()
-    losses, norms, params = train(model, Plan(), training)
-    assert losses[-1] < losses[0]
+    losses, norms, updates = train(model, Plan(), training)
+    assert losses[4] < losses[2] < losses[0]  # all on the same batch
     for name, plan in LAYOUTS.items():
-        other_losses, other_norms, other_params = train(model, plan, training)
+        other_losses, other_norms, other_updates = train(model, plan, training)
         np.testing.assert_allclose(other_losses, losses, rtol=1e-5, err_msg=name)
         np.testing.assert_allclose(other_norms, norms, rtol=1e-5, err_msg=name)
-        for path, value in params.items():
-            np.testing.assert_allclose(
-                other_params[path], value, rtol=0, atol=5e-5, err_msg=f"{name}: {path}"
-            )
+        for path, update in updates.items():
+            if (family, path) not in WITHOUT_GRADIENT:
+                assert distance(other_updates[path], update) < 1e-3, f"{name}: {path}"

@@ -20,7 +20,7 @@ from jaxscale.training.schedules import learning_rate
 from jaxscale.training.state import abstract_state, state_shardings, state_specs
 from jaxscale.training.step import make_train_step
 
-ROWS, LENGTH, VOCAB = 16, 16, 72 # No other dim of the model has the size of the vocabulary.
+ROWS, LENGTH, VOCAB = 16, 16, 72  # No other dim of the model has the size of the vocabulary.
 
 
 def compiled(plan: Plan, **training_changes: Any) -> Any:
@@ -31,7 +31,9 @@ def compiled(plan: Plan, **training_changes: Any) -> Any:
     schedule = learning_rate(training.schedule, peak=1e-2, steps=training.steps)
     optimizer = make_optimizer(training.optimizer, schedule, model.description)
     specs = state_specs(model.description, optimizer, averaged=False)
-    rows = jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.int32, sharding=batch_sharding(placement, ROWS, LENGTH))
+    rows = jax.ShapeDtypeStruct(
+        (ROWS, LENGTH), jnp.int32, sharding=batch_sharding(placement, ROWS, LENGTH)
+    )
     batch = dict.fromkeys(("tokens", "targets", "positions", "segment_ids"), rows)
     step = jax.jit(
         make_train_step(model, placement, optimizer, schedule, training),
@@ -49,7 +51,9 @@ def reductions(text: str) -> dict[str, int]:
     for line in text.splitlines():
         header = re.match(r"^(ENTRY )?%?([\w.-]+) .*\{$", line)
         name = ("ENTRY" if header[1] else header[2]) if header else name
-        found[name] = found.get(name, 0) + len(re.findall(r" (?:all-reduce|reduce-scatter)(?:-start)?\(", line))
+        found[name] = found.get(name, 0) + len(
+            re.findall(r" (?:all-reduce|reduce-scatter)(?:-start)?\(", line)
+        )
     return {name: count for name, count in found.items() if count}
 
 
@@ -90,5 +94,7 @@ def test_rematerialization_needs_less_memory(remat: str) -> None:
 def test_a_policy_by_names_that_nothing_has_is_an_error() -> None:
     from jaxscale.parallel.remat import wrap_block
 
-    with pytest.raises(PlacementError, match=r"keeps attention_out, which the block does not mark .*nothing"):
-        wrap_block("minimal")(lambda x: jnp.sin(x))(jnp.ones(3))
+    with pytest.raises(
+        PlacementError, match=r"keeps attention_out, which the block does not mark .*nothing"
+    ):
+        wrap_block("minimal")(jnp.sin)(jnp.ones(3))

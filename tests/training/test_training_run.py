@@ -18,7 +18,7 @@ from jaxscale.errors import UserError
 from jaxscale.training.run import train_run
 
 ONE_DEVICE = ("plan.fsdp=1", "plan.data=1")
-OWN_MODEL = '''
+OWN_MODEL = """
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -38,7 +38,7 @@ class Bigram(nnx.Module):
 
 def build(rngs, vocab=264, poison=-1):
     return Bigram(rngs, vocab, poison)
-'''
+"""
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +52,34 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def test_a_run_leaves_what_the_documentation_says(finished: tuple[Path, Path]) -> None:
     _, run = finished
-    for name in ("config.yaml", "plan.yaml", "metrics.jsonl", "report.html", "environment.json", "summary.json"):
+    for name in (
+        "config.yaml",
+        "plan.yaml",
+        "metrics.jsonl",
+        "report.html",
+        "environment.json",
+        "summary.json",
+    ):
         assert (run / name).is_file(), name
-    assert [folder.name for folder in sorted((run / "checkpoints").iterdir(), key=lambda p: int(p.name))] == ["8", "12"]
+    assert [
+        folder.name for folder in sorted((run / "checkpoints").iterdir(), key=lambda p: int(p.name))
+    ] == ["8", "12"]
     first = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
-    assert {"step", "loss", "grad_norm", "learning_rate", "tokens_per_second", "mfu", "step_seconds"} <= first.keys()
-    assert {"data_wait_seconds", "checkpoint_seconds", "tokens", "host_memory_bytes"} <= first.keys()
+    assert {
+        "step",
+        "loss",
+        "grad_norm",
+        "learning_rate",
+        "tokens_per_second",
+        "mfu",
+        "step_seconds",
+    } <= first.keys()
+    assert {
+        "data_wait_seconds",
+        "checkpoint_seconds",
+        "tokens",
+        "host_memory_bytes",
+    } <= first.keys()
     assert sorted(records(run, "eval_loss")) == [6, 12]
     assert (run / "samples/12.txt").read_text().startswith("The ")
 
@@ -89,7 +111,9 @@ def test_running_a_finished_run_again_changes_nothing(finished: tuple[Path, Path
     assert (run / "metrics.jsonl").read_text() == before
 
 
-def test_a_longer_run_goes_on_where_the_shorter_one_ended(finished: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_longer_run_goes_on_where_the_shorter_one_ended(
+    finished: tuple[Path, Path], tmp_path: Path
+) -> None:
     """A constant rate: the schedule must not depend on the number of steps."""
     config, _ = finished
     constant = ["training.schedule.name=constant"]
@@ -99,7 +123,9 @@ def test_a_longer_run_goes_on_where_the_shorter_one_ended(finished: tuple[Path, 
     assert records(tmp_path / "run", "loss") == records(tmp_path / "whole", "loss")
 
 
-def test_another_mesh_goes_on_with_the_same_batches(finished: tuple[Path, Path], tmp_path: Path) -> None:
+def test_another_mesh_goes_on_with_the_same_batches(
+    finished: tuple[Path, Path], tmp_path: Path
+) -> None:
     """fsdp 8, then data 2 x fsdp 2 x tensor 2: sums in another order, 1e-5 relative a loss."""
     config, whole = finished
     run = tmp_path / "run"
@@ -119,7 +145,12 @@ def test_another_mesh_goes_on_with_the_same_batches(finished: tuple[Path, Path],
 def test_kill_at_any_moment_resumes_bitwise(tmp_path: Path) -> None:
     """SIGKILL at three random moments behind the first logged step; checkpoints are written every other step."""
     config = write_config(tmp_path)
-    settings = ("training.steps=60", "checkpoint.every=2", "training.eval_every=20", "training.sample_tokens=0")
+    settings = (
+        "training.steps=60",
+        "checkpoint.every=2",
+        "training.eval_every=20",
+        "training.sample_tokens=0",
+    )
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert start(config, whole, *settings).wait(300) == 0
     moments = random.Random(20)
@@ -143,14 +174,18 @@ def test_kill_at_any_moment_resumes_bitwise(tmp_path: Path) -> None:
 
 def _losses_so_far(run: Path) -> list[str]:
     """Whole lines of a log that is being written."""
-    return [line for line in (run / "metrics.jsonl").read_text().split("\n")[:-1] if '"loss"' in line]
+    return [
+        line for line in (run / "metrics.jsonl").read_text().split("\n")[:-1] if '"loss"' in line
+    ]
 
 
 @pytest.mark.slow
 def test_sigterm_saves_a_checkpoint_and_exits_75(tmp_path: Path) -> None:
     config = write_config(tmp_path)
     run = tmp_path / "run"
-    process = start(config, run, "training.steps=100000", "checkpoint.every=0", "training.eval_every=0")
+    process = start(
+        config, run, "training.steps=100000", "checkpoint.every=0", "training.eval_every=0"
+    )
     deadline = time.monotonic() + 120
     while not (run / "metrics.jsonl").exists() or not _losses_so_far(run):
         assert process.poll() is None, process.communicate()[0]
@@ -176,7 +211,10 @@ def test_a_module_of_ones_own_trains_with_the_same_command(tmp_path: Path) -> No
 def _own_model(folder: Path, config: Path, poison: int = -1) -> Path:
     (folder / "bigram.py").write_text(OWN_MODEL)
     lines = config.read_text().splitlines()
-    start_of, end_of = lines.index("model:"), lines.index(next(line for line in lines if line.startswith("data:")))
+    start_of, end_of = (
+        lines.index("model:"),
+        lines.index(next(line for line in lines if line.startswith("data:"))),
+    )
     section = ["model:", f"  build: {folder}/bigram.py:build", f"  args: {{poison: {poison}}}"]
     own = folder / "own.yaml"
     own.write_text("\n".join(lines[:start_of] + section + lines[end_of:]) + "\n")
@@ -184,13 +222,18 @@ def _own_model(folder: Path, config: Path, poison: int = -1) -> Path:
 
 
 @pytest.mark.parametrize("policy", ["stop", "skip"])
-def test_a_loss_that_is_not_a_number_stops_or_is_skipped(tmp_path: Path, policy: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Byte 90 ('Z') poisons a batch. Under `stop` the run ends with its state intact; under `skip` it learns from the rest."""
+def test_a_loss_that_is_not_a_number_stops_or_is_skipped(
+    tmp_path: Path, policy: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Byte 90 ('Z') poisons a batch: `stop` ends the run with its state intact, `skip` learns from the rest."""
     config = write_config(tmp_path)
     text = (tmp_path / "text.txt").read_text().replace("Z", "z")
     middle = len(text) // 2
     (tmp_path / "text.txt").write_text(text[:middle] + "Z" + text[middle:])
-    own = load_config(_own_model(tmp_path, config, poison=90), [f"training.on_nonfinite={policy}", "training.steps=200"])
+    own = load_config(
+        _own_model(tmp_path, config, poison=90),
+        [f"training.on_nonfinite={policy}", "training.steps=200"],
+    )
     if policy == "stop":
         with pytest.raises(UserError, match="not finite") as caught:
             train_run(own, tmp_path / "run")
@@ -204,12 +247,21 @@ def test_a_loss_that_is_not_a_number_stops_or_is_skipped(tmp_path: Path, policy:
 
 MISTAKES = {
     "a changed model": (["model.mlp_dim=96"], "model.mlp_dim was 64, is 96"),
-    "a longer row than positions": (["data.sequence_length=64"], "longer than model.max_positions=32"),
-    "a small vocabulary": (["model.vocab_size=100"], "has 257 tokens but the model's vocabulary is 100"),
+    "a longer row than positions": (
+        ["data.sequence_length=64"],
+        "longer than model.max_positions=32",
+    ),
+    "a small vocabulary": (
+        ["model.vocab_size=100"],
+        "has 257 tokens but the model's vocabulary is 100",
+    ),
     "a missing file": (["data.train=nothing.txt"], "nothing.txt"),
     "no source": (["data.train=[]"], "data.train names no source"),
     "a mesh of other size": (["plan.data=2"], "= 2 devices, but 8 are attached"),
-    "a batch that does not divide": (["training.global_batch=12"], "nearest batches that do: 8 or 16"),
+    "a batch that does not divide": (
+        ["training.global_batch=12"],
+        "nearest batches that do: 8 or 16",
+    ),
     "a warmup beyond the end": (["training.schedule.warmup_steps=13"], "warmup"),
     "a misspelt key": (["training.stepz=4"], "did you mean 'steps'?"),
     "a tracker that is not installed": (["telemetry.trackers=[trackio]"], "jaxscale[trackio]"),
@@ -219,13 +271,24 @@ MISTAKES = {
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_mistakes_are_one_message_and_exit_2(
-    finished: tuple[Path, Path], name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    finished: tuple[Path, Path],
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Through the command line, against a finished run: nothing of it may be lost."""
     config, run = finished
     overrides, message = MISTAKES[name]
     before = {path: path.stat().st_mtime_ns for path in (run / "checkpoints").rglob("*")}
-    arguments = ["jaxscale", "train", str(config), *overrides, "training.steps=13", "--run-dir", str(run)]
+    arguments = [
+        "jaxscale",
+        "train",
+        str(config),
+        *overrides,
+        "training.steps=13",
+        "--run-dir",
+        str(run),
+    ]
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit) as stopped:
         run_command()
