@@ -31,7 +31,11 @@ class Plan(Section):
         "auto",
         description="dtype of the forward pass (auto: bfloat16 on GPU and TPU, float32 on CPU)",
     )
-    layer_unroll: int = Field(1, ge=1, description="layers per iteration of the layer scan")
+    layer_unroll: int = Field(
+        0,
+        ge=0,
+        description="layers per iteration of the layer scan (0: up to 16 on a single CPU device without remat, 1 elsewhere)",
+    )
     kernels: dict[str, str] = Field(
         {}, description="implementation by op name, where auto is not wanted"
     )

@@ -19,6 +19,10 @@ from jaxscale.parallel.rules import (
     partition_spec,
 )
 
+_CPU_LAYER_UNROLL = 16
+# One token at a time, a long program is only longer to compile; there is no backward pass.
+_DECODING = {"remat": "none", "layer_unroll": 1}
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -80,15 +84,24 @@ class Placement:
             constrain=self.constrain,
             wrap_block=wrap_block(self.plan.remat),
             kernels=self.plan.kernels,
-            layer_unroll=self.plan.layer_unroll,
+            layer_unroll=self._layer_unroll(),
             local=self.mesh.size == 1,
             platform=self.platform,
         )
 
+    def _layer_unroll(self) -> int:
+        """XLA copies each layer's weights and residuals in and out of a loop: on CPU, a fifth of a step.
+
+        Unrolled, a program takes longer to compile, which pretended devices do not repay, and rematerialization saves
+        nothing on CPU, where only a loop bounds what lives at once. On accelerators it is the plan's to ask for.
+        """
+        alone = self.platform == "cpu" and self.mesh.size == 1 and self.plan.remat == "none"
+        return self.plan.layer_unroll or (_CPU_LAYER_UNROLL if alone else 1)
+
     def for_decoding(self) -> "Placement":
         """The placement for generation: few rows, one token at a time, so neither rows nor sequences are split."""
         rules = {**self.rules, "batch": (), "sequence": (), "norm_sequence": ()}
-        return replace(self, rules=rules, plan=self.plan.model_copy(update={"remat": "none"}))
+        return replace(self, rules=rules, plan=self.plan.model_copy(update=_DECODING))
 
 
 def place(plan: Plan, mesh: Mesh, description: Description) -> Placement:

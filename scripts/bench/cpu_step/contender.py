@@ -49,7 +49,15 @@ def maxtext(chosen: shape.Options) -> None:
     maxtext_step.run(chosen)
 
 
-CONTENDERS = {f.__name__: f for f in (trainer, step, bare, torch, torch_compile, maxtext)}
+def maxtext_minimal(chosen: shape.Options) -> None:
+    import maxtext_step
+
+    maxtext_step.run(chosen, remat="minimal")
+
+
+CONTENDERS = {
+    f.__name__: f for f in (trainer, step, bare, torch, torch_compile, maxtext, maxtext_minimal)
+}
 
 
 def main() -> None:

@@ -45,8 +45,9 @@ class Run:
     first_step_s: float
     loss: float
     peak_rss_gib: float
-    faults_per_step: float
-    cpu_s_per_step: float
+    faults_per_step: float | None
+    cpu_s_per_step: float | None
+    data_wait_s: float | None
     stolen: float
     others: float
 
@@ -84,25 +85,33 @@ def _row(key: tuple[str, str], runs: list[Run]) -> str:
     spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
     cells = [
         *key,
-        f"{_median(own, 'step_s'):.2f}",
+        _median(own, "step_s", ".2f"),
         spread,
-        f"{_median(own, 'first_step_s'):.0f}",
-        f"{_median(own, 'peak_rss_gib'):.1f}",
-        f"{_median(own, 'cpu_s_per_step'):.2f}",
-        f"{_median(own, 'faults_per_step'):,.0f}",
+        _median(own, "first_step_s", ".0f"),
+        _median(own, "peak_rss_gib", ".1f"),
+        _median(own, "cpu_s_per_step", ".2f"),
+        _median(own, "faults_per_step", ",.0f"),
         f"{max(run.stolen for run in own):.1%}",
         f"{max(run.others for run in own):.1%}",
     ]
     return "| " + " | ".join(cells) + " |"
 
 
-def _median(runs: list[Run], name: str) -> float:
-    return statistics.median(getattr(run, name) for run in runs)
+def _median(runs: list[Run], name: str, form: str) -> str:
+    values = [getattr(run, name) for run in runs if getattr(run, name) is not None]
+    return format(statistics.median(values), form) if values else "-"
 
 
 def _run(name: str, dtype: str, number: int, python: str, arguments: argparse.Namespace) -> Run:
     command = [*shlex.split(arguments.prefix), python, str(HERE / "contender.py"), name]
-    command += ["--dtype", dtype, "--steps", str(arguments.steps)]
+    command += [
+        "--dtype",
+        dtype,
+        "--steps",
+        str(arguments.steps),
+        "--unroll",
+        str(arguments.unroll),
+    ]
     before = _Ticks.now()
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     spent = _Ticks.now() - before
@@ -146,6 +155,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--unroll", type=int, default=0)
     parser.add_argument("--contenders", default="torch,bare")
     parser.add_argument("--dtype", default="float32,bfloat16")
     parser.add_argument("--python", action="append", default=[])

@@ -45,7 +45,7 @@ def options() -> Options:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--warmup", type=int, default=2)
-    parser.add_argument("--unroll", type=int, default=1, help="layers an iteration of our scan")
+    parser.add_argument("--unroll", type=int, default=0, help="plan.layer_unroll")
     return Options(**vars(parser.parse_args()))
 
 

@@ -45,6 +45,6 @@ def run(chosen: shape.Options, *, compiled: bool = False) -> None:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return float(loss)
+        return loss.item()
 
     shape.measure(step, chosen)
