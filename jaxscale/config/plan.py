@@ -34,7 +34,7 @@ class Plan(Section):
     layer_unroll: int = Field(
         0,
         ge=0,
-        description="layers per iteration of the layer scan (0: up to 16 on a single CPU device without remat, 1 elsewhere)",
+        description="layers per iteration of the layer scan (0: up to 16 on one CPU device without remat, else 1)",
     )
     kernels: dict[str, str] = Field(
         {}, description="implementation by op name, where auto is not wanted"

@@ -55,11 +55,13 @@ def _sharded_loss(
     """
     if placement.mesh.size == 1:
         return lambda hidden, table, targets: linear_cross_entropy(
-            hidden, table, targets, options, chunk_tokens
+            hidden, table, targets, options, chunk_tokens, None, placement.platform
         )
     rows, vocab = placement.mesh_axes("batch"), placement.mesh_axes("vocab")
     in_specs = (PartitionSpec(rows), PartitionSpec(vocab), PartitionSpec(rows))
-    local_loss, local_gradients = _local(rows, vocab, options, chunk_tokens)
+    local_loss, local_gradients = _local(
+        rows, (options, chunk_tokens, vocab or None, placement.platform)
+    )
     forward = local_blocks(local_loss, placement, in_specs, PartitionSpec())
     out_specs = (PartitionSpec(), PartitionSpec(rows), PartitionSpec(vocab))
     forward_and_gradients = local_blocks(local_gradients, placement, in_specs, out_specs)
@@ -82,10 +84,12 @@ def _sharded_loss(
 
 
 def _local(
-    rows: tuple[str, ...], vocab: tuple[str, ...], options: LossOptions, chunk_tokens: int
+    rows: tuple[str, ...], settings: tuple[LossOptions, int, tuple[str, ...] | None, str]
 ) -> Any:
-    """The loss of one device's block, and the same with its gradients, summed over the batch axes."""
-    settings = options, chunk_tokens, vocab or None
+    """The loss of one device's block, and the same with its gradients, summed over the batch axes.
+
+    settings: those of `linear_cross_entropy`, from the options on.
+    """
 
     def over_rows(tree: Any) -> Any:
         return jax.tree.map(lambda leaf: jax.lax.psum(leaf, rows), tree) if rows else tree

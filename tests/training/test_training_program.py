@@ -10,10 +10,12 @@ from tiny import tiny_model, tiny_training
 
 from jaxscale.config.plan import Plan
 from jaxscale.models.build import model_builder
-from jaxscale.models.description import blueprint
+from jaxscale.models.context import use_forward_context
+from jaxscale.models.description import bind, blueprint
 from jaxscale.parallel.errors import PlacementError
 from jaxscale.parallel.mesh import make_mesh
 from jaxscale.parallel.placement import place
+from jaxscale.parallel.remat import equations
 from jaxscale.training.batches import batch_sharding
 from jaxscale.training.optimizers import make_optimizer
 from jaxscale.training.schedules import learning_rate
@@ -91,10 +93,30 @@ def test_rematerialization_needs_less_memory(remat: str) -> None:
     assert compiled(Plan(remat=remat)).memory_analysis().temp_size_in_bytes < plain
 
 
-def test_a_policy_by_names_that_nothing_has_is_an_error() -> None:
+@pytest.mark.parametrize(("remat", "times"), [("full", 3), ("dots", 2), ("minimal", 2)])
+def test_attention_runs_forward_once_where_the_policy_keeps_it(remat: str, times: int) -> None:
+    """Probabilities are formed in the forward pass and in the backward pass, and by `full` once more between them."""
+    model = blueprint(model_builder(tiny_model("llama3", vocab_size=VOCAB)))
+    plan = Plan(remat=remat)
+    context = place(plan, make_mesh(plan, jax.devices()[:1]), model.description).forward_context()
+
+    def loss(params: Any, tokens: jax.Array) -> jax.Array:
+        with use_forward_context(context):
+            return bind(model, params)(tokens).sum()
+
+    params = {p: jax.ShapeDtypeStruct(s.shape, s.dtype) for p, s in model.description.items()}
+    tokens = jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.int32)
+    traced = jax.make_jaxpr(jax.grad(loss))(params, tokens).jaxpr
+    scores = [
+        e for e in equations(traced) if e.primitive.name == "exp" and e.outvars[0].aval.ndim == 5
+    ]
+    assert len(scores) == times
+
+
+def test_a_policy_that_would_keep_nothing_is_an_error() -> None:
     from jaxscale.parallel.remat import wrap_block
 
     with pytest.raises(
-        PlacementError, match=r"keeps attention_out, which the block does not mark .*nothing"
+        PlacementError, match=r"plan.remat=minimal needs attention .* which this block has not"
     ):
         wrap_block("minimal")(jnp.sin)(jnp.ones(3))

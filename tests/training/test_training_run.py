@@ -301,7 +301,7 @@ def test_mistakes_are_one_message_and_exit_2(
 
 @pytest.mark.slow
 def test_host_memory_does_not_grow(tmp_path: Path) -> None:
-    """500 steps with evaluations, samples and checkpoints between them. Kept batches would add 16 kB a step: 4.7 MiB."""
+    """500 steps with evaluations, samples and checkpoints between them. Batches kept would be 16 kB a step, 4.7 MiB."""
     config = write_config(tmp_path)
     settings = ("training.steps=500", "training.global_batch=32", "telemetry.log_every=50")
     run = start(

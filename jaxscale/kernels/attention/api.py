@@ -9,6 +9,7 @@ from jaxscale.kernels.attention import cudnn
 from jaxscale.kernels.attention.decode import decode_attention
 from jaxscale.kernels.attention.form import Form, SegmentIds, check_shapes
 from jaxscale.kernels.attention.reference import reference_attention
+from jaxscale.kernels.attention.residuals import residual
 from jaxscale.kernels.attention.xla import Tiling, blocked_attention
 from jaxscale.kernels.choice import Choice, first_willing, named
 
@@ -53,7 +54,7 @@ def attention(
     if choice.name == "cudnn":
         return cudnn.cudnn_attention(query, key, value, form)
     if choice.name == "reference":
-        return reference_attention(query, key, value, segment_ids, form)
+        return residual(reference_attention(query, key, value, segment_ids, form))
     on_cpu = (platform or jax.default_backend()) == "cpu"
     tiling = Tiling(pin_layouts=local and on_cpu)
     return blocked_attention(query, key, value, segment_ids, form, tiling)

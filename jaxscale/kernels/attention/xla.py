@@ -24,6 +24,7 @@ from jaxscale.kernels.attention.form import (
     key_range,
     same_document,
 )
+from jaxscale.kernels.attention.residuals import residual
 from jaxscale.kernels.layout import transposed_copy
 
 Query = Float[Array, "batch sequence heads head_dim"]
@@ -88,8 +89,9 @@ def _remember(
         out, log_normalizer = _attend(scores, visible, values[..., columns, :], segments)
         outs.append(out)
         normalizers.append(log_normalizer)
-    grouped = jnp.concatenate(outs, axis=3)
-    saved = _Saved(query, key, value, segments, grouped, jnp.concatenate(normalizers, axis=3))
+    grouped = residual(jnp.concatenate(outs, axis=3))
+    log_normalizers = residual(jnp.concatenate(normalizers, axis=3))
+    saved = _Saved(query, key, value, segments, grouped, log_normalizers)
     return _ungrouped(grouped), saved
 
 

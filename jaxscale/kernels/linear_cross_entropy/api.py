@@ -41,7 +41,7 @@ def loss_from_logits(
     return loss_sums(wide.reshape(-1, wide.shape[-1]), targets.reshape(-1), options)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
 def linear_cross_entropy(
     hidden: Hidden,
     table: Table,
@@ -49,12 +49,14 @@ def linear_cross_entropy(
     options: LossOptions,
     chunk_tokens: int,
     vocab_axis: VocabAxis = None,
+    platform: str | None = None,
 ) -> LossSums:
     """Loss sums of logits = hidden @ table.T against targets.
 
     vocab_axis: mesh axes over which the table's rows are split, inside `shard_map`. Differentiable in `hidden` and
-    `table` through `loss_sum` alone: the other sums are statistics.
+    `table` through `loss_sum` alone: the other sums are statistics. platform: `jax.default_backend()` unless given.
     """
+    del platform  # Only the gradient's products have a layout to choose.
 
     def add(total: LossSums, chunk: tuple[jax.Array, jax.Array]) -> tuple[LossSums, None]:
         states, wanted = chunk
@@ -71,12 +73,13 @@ def loss_and_gradients(
     options: LossOptions,
     chunk_tokens: int,
     vocab_axis: VocabAxis = None,
+    platform: str | None = None,
 ) -> tuple[LossSums, Hidden, Table]:
     """The loss sums, and the gradient of `loss_sum` by `hidden` (whole) and by this device's rows of `table` (fp32).
 
     All arrays are this device's own: one device, or inside `shard_map`.
     """
-    pin_layouts = jax.default_backend() == "cpu"
+    pin_layouts = (platform or jax.default_backend()) == "cpu"
 
     def add(carry: Any, chunk: tuple[jax.Array, jax.Array]) -> tuple[Any, jax.Array]:
         total, to_table = carry
@@ -105,8 +108,11 @@ def _remember(
     options: LossOptions,
     chunk_tokens: int,
     vocab_axis: VocabAxis,
+    platform: str | None,
 ) -> tuple[LossSums, tuple[Hidden, Table]]:
-    sums, *gradients = loss_and_gradients(hidden, table, targets, options, chunk_tokens, vocab_axis)
+    sums, *gradients = loss_and_gradients(
+        hidden, table, targets, options, chunk_tokens, vocab_axis, platform
+    )
     return sums, (gradients[0], gradients[1].astype(table.dtype))
 
 
@@ -114,6 +120,7 @@ def _scale(
     _options: LossOptions,
     _chunk_tokens: int,
     _vocab_axis: VocabAxis,
+    _platform: str | None,
     gradients: tuple[Hidden, Table],
     cotangent: LossSums,
 ) -> tuple[Hidden, Table, None]:
