@@ -12,7 +12,7 @@ def describe(
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value ...")] = None,
     sequence_length: Annotated[
         int | None,
-        typer.Option(help="tokens, for the FLOPs (default: the run's, or max_positions)"),
+        typer.Option(min=1, help="tokens, for the FLOPs (default: the run's, or max_positions)"),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:

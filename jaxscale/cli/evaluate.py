@@ -13,23 +13,29 @@ def evaluate(
         list[str] | None, typer.Argument(help="key=value ..., for example plan.tensor=2")
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="prepared store or text (default: the run's evaluation set)")
+        str | None,
+        typer.Option(
+            help="text, or a store (its held-out part); default: the run's evaluation set"
+        ),
     ] = None,
     step: Annotated[int | None, typer.Option(help="checkpoint (default: the newest)")] = None,
-    batches: Annotated[int, typer.Option(help="batches to evaluate (0: everything)")] = 0,
+    batches: Annotated[
+        int, typer.Option(min=0, help="batches, each as in the run's evaluations (0: everything)")
+    ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Print the loss of a trained model, on any mesh."""
+    from jaxscale.cli.render.preparation import preparation_report
     from jaxscale.training.trained import load_trained
     from jaxscale.training.trained_evaluation import evaluate_trained
 
     trained = load_trained(
         run, overrides or [], step=step, warn=lambda text: typer.echo(text, err=True)
     )
-    found = evaluate_trained(trained, data, batches)
-    values = {"step": trained.step, **found.record()}
+    with preparation_report() as report:
+        found = evaluate_trained(trained, data, batches, report)
     if as_json:
-        typer.echo(json.dumps(values))
+        typer.echo(json.dumps({"step": trained.step, **found.record()}))
         return
     bits = found.bits_per_byte
     typer.echo(

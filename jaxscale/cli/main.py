@@ -1,14 +1,16 @@
 """The `jaxscale` command. Heavy imports live inside the commands, so that `--help` answers at once."""
 
+import io
 import sys
+from typing import Annotated
 
 import typer
 
+from jaxscale import __version__
 from jaxscale.cli import config, data, describe, evaluate, generate, train
 from jaxscale.errors import UserError
 
 EXIT_USER_ERROR = 2
-EXIT_PREEMPTED = 75
 
 app = typer.Typer(
     help="Plan, train and export large models in JAX.",
@@ -16,6 +18,26 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"jaxscale {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
 app.command("train")(train.train)
 app.command("describe")(describe.describe)
 app.command("eval")(evaluate.evaluate)
@@ -26,6 +48,9 @@ app.add_typer(config.app, name="config")
 
 def run() -> None:
     """Entry point: a user's mistake is one message and status 2, our own a traceback and status 1."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A model may say what the terminal's encoding cannot.
+        sys.stdout.reconfigure(errors="replace")
     try:
         app()
     except UserError as error:

@@ -1,5 +1,6 @@
 """A batch as the model sees it, for eyes."""
 
+from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -15,12 +16,14 @@ BORDER = "\N{BOX DRAWINGS HEAVY VERTICAL}"
 COLORS = ("cyan", "green", "yellow", "magenta")
 
 
-def render_batch(batch: Batch, tokenizer: Tokenizer, max_rows: int = 4) -> "Text":
+def render_batch(
+    batch: Batch, tokenizer: Tokenizer, max_rows: int = 4, *, origins: Sequence[object] = ()
+) -> "Text":
     """The text of the first rows, for a Rich console; `.plain` of it is the string.
 
     Documents change color and are set apart by a bar with their segment number. What the model is
     not asked to continue is dim and in brackets; padding is counted; control characters are
-    escaped.
+    escaped. `origins`, one a row if any, say where the rows come from.
     """
     from rich.text import Text
 
@@ -29,6 +32,9 @@ def render_batch(batch: Batch, tokenizer: Tokenizer, max_rows: int = 4) -> "Text
     for row in range(min(num_rows, max_rows)):
         fields = {name: values[row] for name, values in batch.items()}
         text.append(_headline(row, fields), style="bold")
+        if origins:
+            origin = str(origins[row]).removeprefix(f"row {row}: ")
+            text.append(f"from {origin}\n", style="dim")
         _render_row(text, fields, tokenizer)
         text.append("\n")
     if num_rows > max_rows:

@@ -9,7 +9,7 @@ import jax
 from jaxscale.checkpoint.checkpointer import Checkpointer
 from jaxscale.checkpoint.keep import Keep
 from jaxscale.config.loading import load_config
-from jaxscale.config.plan import Plan
+from jaxscale.config.plan import MESH_AXES, Plan
 from jaxscale.config.run import RunConfig
 from jaxscale.data.tokenizers import BYTES, Tokenizer, load_tokenizer
 from jaxscale.errors import UserError
@@ -19,11 +19,15 @@ from jaxscale.parallel.mesh import auto_plan, make_mesh
 from jaxscale.parallel.placement import Placement, place
 from jaxscale.training.outputs import TOKENIZER_FOLDER
 
+_AXIS_OVERRIDES = tuple(f"plan.{axis}=" for axis in MESH_AXES)
+_ONE_DEVICE = tuple(f"{axis}1" for axis in _AXIS_OVERRIDES)
+
 
 @dataclass(frozen=True)
 class Trained:
     """A model that can be evaluated and sampled. step: of the checkpoint it comes from."""
 
+    directory: Path
     config: RunConfig
     model: Blueprint
     placement: Placement
@@ -41,14 +45,15 @@ def load_trained(
 ) -> Trained:
     """The parameters of a run's newest good checkpoint (or that of `step`); the averaged ones where they were kept.
 
-    A plan by hand in `overrides` lays them out; otherwise all attached devices share them.
+    Mesh axes in `overrides` (`plan.tensor=2`) lay them out; otherwise all attached devices share them.
     Raises UserError for a directory without a run or without a checkpoint.
     """
     if not (directory / "config.yaml").is_file():
         raise UserError(f"{directory} is not a run directory: it has no config.yaml")
-    config = load_config(directory / "config.yaml", overrides)
+    asked = any(override.startswith(_AXIS_OVERRIDES) for override in overrides)
+    config = load_config(directory / "config.yaml", [*(_ONE_DEVICE if asked else ()), *overrides])
     model = blueprint(model_builder(config.model))
-    plan = _plan(config, model.description, overrides)
+    plan = _plan(config, model.description, asked=asked)
     placement = place(plan, make_mesh(plan, jax.devices()[: plan.num_devices]), model.description)
     with Checkpointer(
         directory / "checkpoints", Keep(last=config.checkpoint.keep_last)
@@ -60,23 +65,22 @@ def load_trained(
         part = "average" if any(path.startswith("average/") for path in stored) else "params"
         restored = checkpoints.restore(_target(model, placement, part), chosen, allow_extra=True)
     params = {path.removeprefix(f"{part}/"): array for path, array in restored.arrays.items()}
-    return Trained(config, model, placement, params, run_tokenizer(directory), chosen)
+    tokenizer = load_tokenizer(tokenizer_spec(directory))
+    return Trained(directory, config, model, placement, params, tokenizer, chosen)
 
 
-def _plan(config: RunConfig, description: Description, overrides: Sequence[str]) -> Plan:
-    """The plan asked for on the command line; the run's own devices may be gone."""
-    asked = any(override.startswith("plan.") for override in overrides)
-    if asked and isinstance(config.plan, Plan):
-        return config.plan.model_copy(update={"microbatches": 1, "remat": "none"})
-    precision = config.plan.precision if isinstance(config.plan, Plan) else "auto"
-    whole = auto_plan(description, jax.device_count(), jax.device_count())
-    return whole.model_copy(update={"precision": precision})
+def _plan(config: RunConfig, description: Description, *, asked: bool) -> Plan:
+    """The run's plan on the mesh that was asked for, or on all devices: those of the run may be gone."""
+    own = config.plan if isinstance(config.plan, Plan) else Plan()
+    count = jax.device_count()
+    mesh = own if asked else auto_plan(description, count, count)
+    return own.model_copy(update={**mesh.mesh_shape, "microbatches": 1, "remat": "none"})
 
 
-def run_tokenizer(directory: Path) -> Tokenizer:
-    """The tokenizer that a run was trained with, from the run directory."""
+def tokenizer_spec(directory: Path) -> str:
+    """What `load_tokenizer` takes for the tokenizer that a run was trained with."""
     folder = directory / TOKENIZER_FOLDER
-    return load_tokenizer(str(folder) if folder.is_dir() else BYTES)
+    return str(folder) if folder.is_dir() else BYTES
 
 
 def _target(model: Blueprint, placement: Placement, part: str) -> dict[str, jax.ShapeDtypeStruct]:

@@ -14,12 +14,19 @@ def as_table(summary: ModelSummary, console: Console | None = None) -> None:
     """Print the parameter tree, the totals and the FLOPs formula."""
     console = console or Console()
     console.print(_parameters(summary))
+    console.print(f"\n[bold]{summary.total:,}[/bold] parameters{_active(summary)}", highlight=False)
     training = summary.total * TRAINING_BYTES_PER_PARAMETER
+    for num_bytes, what in (
+        (summary.num_bytes, "as stored"),
+        (2 * summary.total, "in bfloat16"),
+        (
+            training,
+            f"with gradients and AdamW moments ({TRAINING_BYTES_PER_PARAMETER} bytes a parameter)",
+        ),
+    ):
+        console.print(f"{bytes_text(num_bytes):>10} {what}", highlight=False)
     console.print(
-        f"[bold]{summary.total:,}[/bold] parameters, {summary.active:,} active; "
-        f"{bytes_text(summary.num_bytes)} as stored, {bytes_text(training)} with gradients and AdamW moments "
-        f"({TRAINING_BYTES_PER_PARAMETER} bytes a parameter), {bytes_text(2 * summary.total)} in bfloat16",
-        highlight=False,
+        f"\nFLOPs a token, at a sequence length of {summary.sequence_length:,}", highlight=False
     )
     console.print(_flops(summary))
 
@@ -58,20 +65,24 @@ def _parameters(summary: ModelSummary) -> Table:
     return table
 
 
+def _active(summary: ModelSummary) -> str:
+    return "" if summary.active == summary.total else f", {summary.active:,} active for a token"
+
+
 def _dims(spec: ParamSpec) -> str:
-    """`vocab 128256, embed 16384`; a dim without an axis is just its size."""
+    """`vocab=128256 embed=16384`; a dim without an axis is just its size."""
     sizes = zip(spec.axes, spec.shape, strict=True)
-    return ", ".join(f"{axis or ''} {size}".strip() for axis, size in sizes)
+    return " ".join(f"{axis}={size}" if axis else str(size) for axis, size in sizes)
 
 
 def _flops(summary: ModelSummary) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(f"forward FLOPs a token ({summary.sequence_length} tokens)")
-    table.add_column("FLOPs", justify="right")
+    table.add_column("forward", no_wrap=True)
+    table.add_column("FLOPs", justify="right", no_wrap=True)
     table.add_column("formula", overflow="fold")
     for term in summary.terms:
         table.add_row(term.component, f"{term.flops:.4g}", term.formula)
-    table.add_row("forward", f"{summary.forward_flops:.4g}", "sum")
+    table.add_row("all", f"{summary.forward_flops:.4g}", "sum", style="bold")
     table.add_row(
         "training",
         f"{summary.training_flops:.4g}",

@@ -1,37 +1,54 @@
-"""A progress bar while text becomes tokens."""
+"""Progress while text becomes tokens: on standard error, as standard output is for results."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as Bars
 
-from jaxscale.data.prepare import Progress as Prepared
-from jaxscale.data.prepare import Report
+from jaxscale.data.prepare import Progress, Report
+from jaxscale.training.preparation import show_preparation
 
 _DOING = {"hash": "reading", "tokenize": "tokenizing", "write": "writing"}
 
 
 @contextmanager
-def preparation_bar() -> Iterator[Report]:
-    """One bar a phase: files done, and the tokens so far."""
+def preparation_report() -> Iterator[Report]:
+    """A bar a phase, gone when all is done; where nobody watches, a line a phase."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield show_preparation(lambda text: typer.echo(text, err=True))
+        return
     columns = (
         TextColumn("{task.description:>10}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[tokens]:,} tokens"),
+        TextColumn("files{task.fields[tokens]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns) as bars:
-        tasks = {
-            phase: bars.add_task(doing, total=None, tokens=0) for phase, doing in _DOING.items()
-        }
+    with Bars(*columns, console=console, transient=True) as bars:
+        yield _bar_report(bars)
 
-        def report(progress: Prepared) -> None:
-            bars.update(
-                tasks[progress.phase],
-                completed=progress.done,
-                total=progress.total,
-                tokens=progress.count.tokens,
-            )
 
-        yield report
+def _bar_report(bars: Bars) -> Report:
+    tasks: dict[str, TaskID] = {}
+
+    def report(progress: Progress) -> None:
+        if progress.phase not in tasks:
+            tasks[progress.phase] = bars.add_task(_DOING[progress.phase], tokens="")
+        bars.update(
+            tasks[progress.phase],
+            completed=progress.done,
+            total=progress.total,
+            tokens="" if progress.phase == "hash" else f", {progress.count.tokens:,} tokens",
+        )
+
+    return report
