@@ -1,5 +1,7 @@
 """Save and restore flat trees of arrays: asynchronous, atomic, checksummed, on any mesh."""
 
+import errno
+import os
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
@@ -125,6 +127,7 @@ class Checkpointer:
         folder = layout.staging(self._directory, step, self._num_attempts)
         try:
             if jax.process_index() == 0:
+                self._check_room(manifest)
                 layout.start_staging(folder)
             stored_arrays.start_writing(self._writer, folder / ARRAYS_FOLDER, arrays)
         except (OSError, ValueError) as error:
@@ -132,6 +135,11 @@ class Checkpointer:
         self._pending = _Pending(manifest, self._committer.submit(self._commit, folder, step, text))
         if blocking:
             self.wait()
+
+    def _check_room(self, manifest: Manifest) -> None:
+        """A write that fails half way leaves threads behind that fail after it: better not to begin."""
+        if manifest.bytes > shutil.disk_usage(self._existing_parent()).free:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _commit(self, folder: Path, step: int, manifest_text: str) -> None:
         """Background half of a save: complete, sum, show, and only then prune."""
@@ -191,10 +199,7 @@ class Checkpointer:
             )
 
     def _save_error(self, manifest: Manifest, error: BaseException) -> CheckpointSaveError:
-        existing = next(
-            path for path in (self._directory, *self._directory.parents) if path.exists()
-        )
-        free = shutil.disk_usage(existing).free
+        free = shutil.disk_usage(self._existing_parent()).free
         steps = self.steps()
         before = (
             f"The previous checkpoint (step {steps[-1]}) is intact."
@@ -206,6 +211,10 @@ class Checkpointer:
             f"{_megabytes(manifest.bytes)}, {_megabytes(free)} are free there. "
             f"{before} Free some space or move the run, then resume. Cause: {error}"
         )
+
+    def _existing_parent(self) -> Path:
+        """The directory, or what there is above it."""
+        return next(path for path in (self._directory, *self._directory.parents) if path.exists())
 
     def steps(self) -> list[int]:
         """Steps with a complete checkpoint, ascending."""

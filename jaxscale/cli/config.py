@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -16,23 +16,7 @@ def schema() -> None:
     """Print the JSON schema of a run's configuration."""
     from jaxscale.config.text import schema as make_schema
 
-    typer.echo(json.dumps(_with_short_forms(make_schema()), indent=2))
-
-
-def _with_short_forms(document: dict[str, Any]) -> dict[str, Any]:
-    """The schema with what a YAML file may say in fewer words: `train: book.txt`, `model: file.py:build`.
-
-    Validators expand these before a section sees them, so its own schema does not know them.
-    """
-    run, data = document["properties"], document["$defs"]["DataSection"]["properties"]
-    run["model"] = {"anyOf": [run["model"], {"type": "string"}]}
-    source = data["train"]["items"]
-    one = {"anyOf": [{"type": "string"}, source]}
-    data["train"] = {
-        "description": data["train"]["description"],
-        "anyOf": [*one["anyOf"], {"type": "array", "items": one}],
-    }
-    return document
+    typer.echo(json.dumps(make_schema(), indent=2))
 
 
 @app.command()

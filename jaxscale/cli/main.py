@@ -1,5 +1,6 @@
 """The `jaxscale` command. Heavy imports live inside the commands, so that `--help` answers at once."""
 
+import errno
 import io
 import sys
 from typing import Annotated
@@ -11,6 +12,8 @@ from jaxscale.cli import config, data, describe, evaluate, generate, train
 from jaxscale.errors import UserError
 
 EXIT_USER_ERROR = 2
+# The disk is full, the quota used up, or files may not be that large.
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 app = typer.Typer(
     help="Plan, train and export large models in JAX.",
@@ -56,3 +59,16 @@ def run() -> None:
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(EXIT_USER_ERROR)
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        sys.stderr.write(f"error: {_no_space(error)}\n")
+        sys.exit(EXIT_USER_ERROR)
+
+
+def _no_space(error: OSError) -> str:
+    place = f" at {error.filename}" if error.filename else ""
+    return (
+        f"no room left to write{place} ({error.strerror}). What was complete on disk is intact: free some "
+        "space, then run the same command again"
+    )

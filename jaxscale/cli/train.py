@@ -28,7 +28,10 @@ def train(
     precision = settings.plan.precision if isinstance(settings.plan, Plan) else "auto"
     prepare_cpu_process("float32" if precision == "auto" else precision)
 
+    from jaxscale.checkpoint.late_writes import hush_late_writes
     from jaxscale.training.run import train_run
+
+    hush_late_writes()
 
     outcome = train_run(settings, directory)
     if outcome.preempted:

@@ -38,7 +38,7 @@ def load_model(path: Path, overrides: Sequence[str] = ()) -> tuple[ModelSection,
     tree = _overridden(path, overrides)
     if "model" not in tree:
         raise UserError(f"{path} has no model: section")
-    if set(tree) <= {"model", "name"}:
+    if not {"data", "training"} & set(tree):
         model = _validated(_ModelFile, tree, source=str(path))
         return model.model, None
     config = validate(tree, source=str(path), default_name=path.stem)

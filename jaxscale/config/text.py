@@ -20,4 +20,20 @@ def schema() -> dict[str, Any]:
         "description": "base file or files, relative to this file",
         "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
     }
+    return _with_short_forms(document)
+
+
+def _with_short_forms(document: dict[str, Any]) -> dict[str, Any]:
+    """The schema with what a YAML file may say in fewer words: `train: book.txt`, `model: file.py:build`.
+
+    Validators expand these before a section sees them, so its own schema does not know them.
+    """
+    run, data = document["properties"], document["$defs"]["DataSection"]["properties"]
+    run["model"] = {"anyOf": [run["model"], {"type": "string"}]}
+    source = data["train"]["items"]
+    one = {"anyOf": [{"type": "string"}, source]}
+    data["train"] = {
+        "description": data["train"]["description"],
+        "anyOf": [*one["anyOf"], {"type": "array", "items": one}],
+    }
     return document

@@ -42,8 +42,9 @@ class RowOrigin:
     def __str__(self) -> str:
         ranges = " + ".join(f"{start:,}..{stop - 1:,}" for start, stop in self.token_ranges)
         first, last = self.documents
+        documents = f"document {first:,}" if first == last else f"documents {first:,} to {last:,}"
         return (
-            f"row {self.row}: {self.source} tokens {ranges} (documents {first:,} to {last:,}), "
+            f"row {self.row}: {self.source} tokens {ranges} ({documents}), "
             f"window {self.window:,} of epoch {self.epoch}"
         )
 

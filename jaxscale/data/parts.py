@@ -142,8 +142,8 @@ def _write_texts(
     end = np.array([tokenizer.eod_id], dtype)
     tokens = np.concatenate([x for ids in encoded for x in (np.array(ids, dtype), end)])
     ends = before.tokens + np.cumsum([len(ids) + 1 for ids in encoded], dtype=np.int64)
-    tokens.tofile(output[0])
-    ends.tofile(output[1])
+    output[0].write(tokens.tobytes())
+    output[1].write(ends.tobytes())
     return Count(len(texts), len(tokens), sum(len(text.encode()) for text in texts))
 
 

@@ -157,9 +157,9 @@ def check_fingerprint(path: str, manifest: Manifest, fingerprint: str) -> None:
     recorded = manifest.tokenizer.fingerprint
     if recorded != fingerprint:
         raise UserError(
-            f"the store {path} was prepared with another tokenizer (fingerprint {recorded}) than "
-            f"this one ({fingerprint}): use the tokenizer of the store, or prepare into another "
-            f"folder"
+            f"the store {path} was prepared with another tokenizer (fingerprint {recorded[:12]}) than "
+            f"this one ({fingerprint[:12]}): set data.tokenizer to the tokenizer of the store, or prepare "
+            f"the text again into another folder"
         )
 
 

@@ -2,10 +2,12 @@
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import TypeVar
 
 from jaxscale.errors import UserError
@@ -31,10 +33,25 @@ def run_all(
         initializer=_start_worker,
     )
     try:
-        futures = {pool.submit(function, argument): i for i, argument in enumerate(arguments)}
+        with _deaf_to_ctrl_c():
+            futures = {pool.submit(function, argument): i for i, argument in enumerate(arguments)}
         yield from ((futures[future], _result(future)) for future in as_completed(futures))
+    except KeyboardInterrupt:
+        for worker in multiprocessing.active_children():
+            worker.terminate()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Processes started inside never see Ctrl-C, which reaches all of a terminal: this process ends them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _result(future: Future[R]) -> R:

@@ -23,8 +23,8 @@ class Sampling:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise UserError(f"temperature {self.temperature} is negative: use 0 for greedy or more")
+        if not self.temperature >= 0:  # Nor a NaN.
+            raise UserError(f"temperature {self.temperature}: use 0 for greedy, or more")
         if self.top_k is not None and self.top_k < 1:
             raise UserError(f"top_k {self.top_k} keeps no token: use 1 or more, or leave it out")
         if not 0 < self.top_p <= 1:

@@ -75,10 +75,17 @@ def write_run_files(config: RunConfig, plan: Plan, tokenizer: Tokenizer, directo
     if tokenizer.fingerprint != load_tokenizer(BYTES).fingerprint:
         (directory / TOKENIZER_FOLDER).mkdir(exist_ok=True)
         tokenizer.save(directory / TOKENIZER_FOLDER)
-    (directory / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    (directory / "plan.yaml").write_text(to_yaml(plan), encoding="utf-8")
+    _replace(directory / "config.yaml", to_yaml(config))
+    _replace(directory / "plan.yaml", to_yaml(plan))
     write_json(directory / "environment.json", describe_environment())
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    _replace(path, json.dumps(values, indent=2) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    """The whole file or the one before: an interrupted or full-disk write leaves no half of a file behind."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

@@ -51,7 +51,7 @@ def train_run(config: RunConfig, directory: Path, say: Callable[[str], None] = p
         state = start_or_resume(job, checkpoints, warn=say)
         start = int(state.step)
         write_run_files(config, job.placement.plan, job.corpus.tokenizer, directory)
-        stack.callback(write_report, directory)
+        stack.callback(_report, directory, say)
         outputs = open_outputs(config, directory, start)
         stack.callback(outputs.close)
         outputs.progress.note(_headline(job, start))
@@ -62,6 +62,14 @@ def train_run(config: RunConfig, directory: Path, say: Callable[[str], None] = p
         report=directory / "report.html",
         sample=outputs.last_sample(),
     )
+
+
+def _report(directory: Path, say: Callable[[str], None]) -> None:
+    """Write the report of a run however it ended; that it cannot be written must not hide why the run ended."""
+    try:
+        write_report(directory)
+    except OSError as error:
+        say(f"the report was not written: {error}")
 
 
 def _train(

@@ -91,7 +91,7 @@ def test_without_a_number_of_tokens_all_positions_are_used(trained: Path) -> Non
         (("--prompt", "four", "--tokens", "45"), "at most 44 new tokens"),
         (("--prompt", "x" * 48), "over max_positions 48"),
         (("--tokens", "0"), "max_new_tokens 0"),
-        (("--temperature", "-1"), "temperature -1.0 is negative"),
+        (("--temperature", "-1"), "temperature -1.0: use 0 for greedy"),
         (("--temperature", "nan"), "nan is not a finite number"),
         (("--top-p", "0"), "top_p 0.0 is not in (0, 1]"),
         (("--top-p", "1.5"), "top_p 1.5 is not in (0, 1]"),

@@ -1,8 +1,10 @@
 """What a user writes becomes a configuration, or a message that says what to write instead."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import yaml
 from pydantic import BaseModel
 
 from jaxscale.config.explain import section_of
@@ -10,10 +12,12 @@ from jaxscale.config.loading import load_config, load_model
 from jaxscale.config.run import RunConfig
 from jaxscale.config.text import schema, to_yaml
 from jaxscale.errors import UserError
+from jaxscale.models.families import resolve
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "golden"
 RUNS = sorted(ROOT.glob("configs/*.yaml"))
+MODELS = sorted(ROOT.glob("configs/models/*.yaml"))
 BASE = """
 model: {family: llama3, vocab_size: 64, max_positions: 32, num_layers: 1, embed_dim: 16, num_heads: 2, mlp_dim: 32}
 training: {steps: 10, global_batch: 4}
@@ -31,6 +35,14 @@ def base(tmp_path: Path) -> Path:
 def test_shipped_configurations_are_their_golden_text(path: Path) -> None:
     """A change of any default shows here as a diff. To accept one: jaxscale config show CONFIG > the golden file."""
     assert to_yaml(load_config(path)) == (GOLDEN / path.name).read_text()
+
+
+@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
+def test_shipped_models_are_their_golden_text(path: Path) -> None:
+    """What a family's presets make of the file: a change of any preset shows here as a diff."""
+    section, _ = load_model(path)
+    text = yaml.safe_dump(asdict(resolve(section)), sort_keys=False)
+    assert text == (GOLDEN / "models" / path.name).read_text()
 
 
 def test_text_of_a_configuration_loads_back_to_an_equal_one(base: Path, tmp_path: Path) -> None:

@@ -257,8 +257,8 @@ def test_another_tokenizer_needs_another_folder(corpus: Path, tmp_path: Path) ->
     before = prepare([str(corpus)], tmp_path, ours).train.manifest
     with pytest.raises(UserError, match="prepare into another folder") as caught:
         prepare([str(corpus)], tmp_path, theirs)
-    assert ours.fingerprint in str(caught.value)
-    assert theirs.fingerprint in str(caught.value)
+    assert ours.fingerprint[:12] in str(caught.value)
+    assert theirs.fingerprint[:12] in str(caught.value)
     assert Store.open(tmp_path / "train").manifest == before
 
 

@@ -175,8 +175,8 @@ def test_another_tokenizer_is_an_error(store: Store) -> None:
     other = ByteTokenizer()
     with pytest.raises(UserError) as caught:
         check_tokenizer(store, other)
-    assert other.fingerprint in str(caught.value)
-    assert store.tokenizer().fingerprint in str(caught.value)
+    assert other.fingerprint[:12] in str(caught.value)
+    assert store.tokenizer().fingerprint[:12] in str(caught.value)
 
 
 def test_a_mixture_needs_one_tokenizer(store: Store, tmp_path: Path) -> None:

@@ -30,16 +30,28 @@ def write_config(folder: Path, extra: str = "") -> Path:
     return path
 
 
-def command(config: Path, run_dir: Path, *overrides: str) -> list[str]:
-    code = "from jaxscale.cli.main import run; run()"
+LIMIT_FILES = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0}))
+"""
+
+
+def command(
+    config: Path, run_dir: Path, *overrides: str, largest_file: int | None = None
+) -> list[str]:
+    limit = LIMIT_FILES.format(largest_file) if largest_file else ""
+    code = limit + "from jaxscale.cli.main import run; run()"
     return [sys.executable, "-c", code, "train", str(config), *overrides, "--run-dir", str(run_dir)]
 
 
-def start(config: Path, run_dir: Path, *overrides: str, devices: int = 1) -> subprocess.Popen[str]:
-    """The command line in a process of its own."""
+def start(
+    config: Path, run_dir: Path, *overrides: str, devices: int = 1, largest_file: int | None = None
+) -> subprocess.Popen[str]:
+    """The command line in a process of its own; `largest_file`: bytes behind which its writes fail (EFBIG)."""
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)}
     return subprocess.Popen(
-        command(config, run_dir, *overrides),
+        command(config, run_dir, *overrides, largest_file=largest_file),
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

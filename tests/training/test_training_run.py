@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import shutil
 import signal
 import sys
 import time
@@ -177,6 +178,28 @@ def _losses_so_far(run: Path) -> list[str]:
     return [
         line for line in (run / "metrics.jsonl").read_text().split("\n")[:-1] if '"loss"' in line
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("largest_file", [64_000, 4_000])
+def test_no_room_for_a_checkpoint_stops_the_run_and_loses_nothing(
+    tmp_path: Path, largest_file: int
+) -> None:
+    """Writes fail for real behind 64 kB (the arrays of a checkpoint), or 4 kB (metrics and report too)."""
+    config = write_config(tmp_path)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert start(config, whole).wait(300) == 0
+    shutil.copytree(whole, broken)
+    shutil.rmtree(broken / "checkpoints/12")
+    process = start(config, broken, largest_file=largest_file)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 2, output
+    assert "error: " in output
+    assert "intact" in output
+    assert "Traceback" not in output
+    assert [folder.name for folder in (broken / "checkpoints").iterdir()] == ["8"]
+    assert start(config, broken).wait(300) == 0
+    assert records(broken, "loss") == records(whole, "loss")
 
 
 @pytest.mark.slow

@@ -160,7 +160,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", default="float32,bfloat16")
     parser.add_argument("--python", action="append", default=[])
     parser.add_argument("--prefix", default="")
-    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
+    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks/cpu_step"))
     return parser.parse_args()
 
 
