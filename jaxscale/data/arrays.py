@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jaxscale.errors import UserError
+
 if TYPE_CHECKING:
     import tensorstore as ts
 
@@ -25,7 +27,7 @@ class ArrayWriter:
     """Writes an array of known length from front to back, whole files at a time."""
 
     def __init__(self, path: Path, length: int, dtype: str) -> None:
-        self._array = _create(path, length, dtype)
+        self._path, self._array = path, _create(path, length, dtype)
         self._pending = [np.zeros(0, dtype)]
         self._num_pending = 0
         self._written = 0
@@ -50,7 +52,10 @@ class ArrayWriter:
         values = np.concatenate(self._pending, dtype=self._pending[0].dtype)
         if len(values):
             stop = self._written + len(values)
-            self._array[self._written : stop].write(values).result()
+            try:
+                self._array[self._written : stop].write(values).result()
+            except ValueError as error:  # TensorStore's name for a full disk, among others.
+                raise UserError(f"writing {self._path} failed: {error}") from error
             self._digest.update(_little_endian(values))
             self._written = stop
         self._pending, self._num_pending = [values[:0].copy()], 0

@@ -157,9 +157,8 @@ def test_a_full_disk_names_the_numbers_and_leaves_the_previous_checkpoint(
 ):
     checkpointer = open_checkpoints(directory=tiny_disk / "checkpoints")
     checkpointer.save(1, small, {}, blocking=True)
-    checkpointer.save(2, large(), {})
     with pytest.raises(CheckpointSaveError) as caught:
-        checkpointer.wait()
+        checkpointer.save(2, large(), {})
     message = str(caught.value)
     assert str(tiny_disk / "checkpoints") in message
     assert "it needs 16.8 MB" in message

@@ -255,7 +255,7 @@ def test_a_damaged_store_is_made_again(tmp_path: Path) -> None:
 def test_another_tokenizer_needs_another_folder(corpus: Path, tmp_path: Path) -> None:
     ours, theirs = ByteTokenizer(), train_bpe(["some text"], 257)
     before = prepare([str(corpus)], tmp_path, ours).train.manifest
-    with pytest.raises(UserError, match="prepare into another folder") as caught:
+    with pytest.raises(UserError, match="or prepare the text again into another folder") as caught:
         prepare([str(corpus)], tmp_path, theirs)
     assert ours.fingerprint[:12] in str(caught.value)
     assert theirs.fingerprint[:12] in str(caught.value)

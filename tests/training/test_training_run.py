@@ -5,8 +5,10 @@ import math
 import random
 import shutil
 import signal
+import statistics
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -324,12 +326,18 @@ def test_mistakes_are_one_message_and_exit_2(
 
 @pytest.mark.slow
 def test_host_memory_does_not_grow(tmp_path: Path) -> None:
-    """500 steps with evaluations, samples and checkpoints between them. Batches kept would be 16 kB a step, 4.7 MiB."""
+    """500 steps with evaluations, samples and checkpoints between them.
+
+    Kept batches would add 32 kB a step, 1.6 MiB between two records. The allocator takes more once in a while; a leak
+    takes it every time, which is what the median sees.
+    """
     config = write_config(tmp_path)
-    settings = ("training.steps=500", "training.global_batch=32", "telemetry.log_every=50")
+    settings = ("training.steps=500", "training.global_batch=64", "telemetry.log_every=50")
     run = start(
         config, tmp_path / "run", *settings, "training.eval_every=50", "checkpoint.every=50"
     )
     assert run.wait() == 0
-    memory = records(tmp_path / "run", "host_memory_bytes")
-    assert memory[500] - memory[200] < 2 * 2**20
+    memory = list(records(tmp_path / "run", "host_memory_bytes").values())
+    growth = [after - before for before, after in pairwise(memory[4:])]
+    assert len(growth) == 6
+    assert statistics.median(growth) < 2**19, growth
