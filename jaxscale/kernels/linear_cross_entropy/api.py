@@ -98,6 +98,10 @@ def loss_and_gradients(
     chunks = _chunks(hidden, targets, options, chunk_tokens)
     (sums, to_table), to_states = jax.lax.scan(add, start, chunks)
     flat = to_states.reshape(-1, hidden.shape[-1])[: targets.size]
+    if pin_layouts:
+        # Over one chunk XLA would turn the transposed sum into another product, which its CPU backend cannot run in
+        # bfloat16 ("BF16 x BF16 = F32", JAX 0.10.2 and 0.12).
+        to_table = jax.lax.optimization_barrier(to_table)
     return sums, flat.reshape(hidden.shape), to_table.T
 
 
