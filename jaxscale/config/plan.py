@@ -14,7 +14,10 @@ Remat = Literal["none", "full", "dots", "minimal", "offload"]
 
 
 class Plan(Section):
-    """Mesh axis sizes and how each step runs on the mesh. The product of the axis sizes is the number of devices."""
+    """Mesh axis sizes and how each step runs on the mesh. The product of the axis sizes is the number of devices.
+
+    Where no axis is named at all, the attached devices decide, as for `plan: auto`.
+    """
 
     data: int = Field(
         1, ge=1, description="replicas of the model, each on its own rows of the batch"

@@ -7,7 +7,7 @@ from jax.sharding import AxisType, Mesh
 
 from jaxscale.config.plan import MESH_AXES, Plan
 from jaxscale.models.description import Description
-from jaxscale.parallel.errors import PlacementError
+from jaxscale.parallel.errors import NotDivisible, PlacementError
 from jaxscale.parallel.rules import make_rules, parameter_specs
 
 
@@ -45,18 +45,21 @@ def check_batch(plan: Plan, global_batch: int, sequence_length: int) -> None:
         )
 
 
-def auto_plan(description: Description, num_devices: int, global_batch: int) -> Plan:
-    """All devices on `fsdp`; on `data` where a parameter does not divide.
+def auto_plan(
+    description: Description, num_devices: int, global_batch: int, plan: Plan | None = None
+) -> Plan:
+    """`plan` with all devices on `fsdp`; on `data` where a parameter does not divide.
 
     Raises PlacementError where the batch does not divide either way.
     """
-    plan = Plan(fsdp=num_devices)
-    check_batch(plan, global_batch, 1)
+    start = {**(plan or Plan()).model_dump(), **dict.fromkeys(MESH_AXES, 1)}
+    sharded = Plan.model_validate({**start, "fsdp": num_devices})
+    check_batch(sharded, global_batch, 1)
     try:
-        parameter_specs(description, make_rules({}), plan.mesh_shape)
-    except PlacementError:
-        return Plan(data=num_devices)
-    return plan
+        parameter_specs(description, make_rules(sharded.rules), sharded.mesh_shape)
+    except NotDivisible:
+        return Plan.model_validate({**start, "data": num_devices})
+    return sharded
 
 
 def _wrong_size(plan: Plan, num_devices: int) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import optax
 
-from jaxscale.config.plan import Plan
+from jaxscale.config.plan import MESH_AXES, Plan
 from jaxscale.config.run import RunConfig
 from jaxscale.data.corpus import Corpus, Report, open_corpus
 from jaxscale.data.loader import Batches
@@ -67,10 +67,11 @@ def make_job(config: RunConfig, directory: Path, report: Report | None = None) -
 
 
 def choose_plan(config: RunConfig, model: Blueprint) -> Plan:
-    """The plan by hand, or the one that `auto` stands for on the attached devices."""
-    if isinstance(config.plan, Plan):
-        return config.plan
-    return auto_plan(model.description, jax.device_count(), config.training.global_batch)
+    """The plan by hand. `auto`, or a plan that names no axis of the mesh, takes the attached devices as they are."""
+    plan = config.plan if isinstance(config.plan, Plan) else Plan()
+    if plan.model_fields_set & set(MESH_AXES):
+        return plan
+    return auto_plan(model.description, jax.device_count(), config.training.global_batch, plan)
 
 
 def check_positions(config: RunConfig) -> None:
