@@ -38,7 +38,7 @@ Loss = Callable[..., LossSums]
 def test_chunks_give_what_the_definition_gives(name: str, chunk: int) -> None:
     with jax.enable_x64(True):
         inputs = _inputs("float64", OPTIONS[name])
-        chunked = partial(linear_cross_entropy, options=OPTIONS[name], chunk_tokens=4)
+        chunked = partial(linear_cross_entropy, options=OPTIONS[name], chunk_tokens=chunk)
         actual = _sums_and_gradients(chunked, inputs)
         wanted = _sums_and_gradients(partial(reference_loss, options=OPTIONS[name]), inputs)
     _assert_close(actual, wanted)
@@ -105,7 +105,7 @@ def test_bfloat16_runs_when_all_tokens_are_one_chunk() -> None:
 
 def test_bfloat16_is_as_exact_in_chunks_as_at_once() -> None:
     inputs = _inputs("bfloat16")
-    chunked = partial(linear_cross_entropy, options=LossOptions(), chunk_tokens=chunk)
+    chunked = partial(linear_cross_entropy, options=LossOptions(), chunk_tokens=4)
     plain = partial(reference_loss, options=LossOptions())
     in_chunks, at_once = (_sums_and_gradients(f, inputs) for f in (chunked, plain))
     with jax.enable_x64(True):
