@@ -1,0 +1,163 @@
+"""Seconds of a step that a device spends in collectives, by mesh axis.
+
+What each axis moves, a microbatch and a layer (V as in `network`): `tensor` gathers and scatters the residual stream around
+two pairs of split products (Shoeybi et al. 2019; Korthikanti et al. 2022); `fsdp` gathers parameters for each pass and scatters
+gradients (Rajbhandari et al. 2020, ZeRO stage 3); `context` gathers keys and values; `expert` sends tokens to their experts and
+back (Lepikhin et al. 2020); `pipeline` hands the residual stream on. `data` sums gradients once a step.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from jaxscale.planner.formula import Column, Formula, Named, Number, if_split, smaller
+from jaxscale.planner.layout import Remat
+from jaxscale.planner.model_shape import ModelShape
+from jaxscale.planner.network import exchange_seconds, gather_seconds, reduce_seconds
+from jaxscale.planner.parameters import ParameterGroup, end_elements, layer_elements, local_elements
+from jaxscale.planner.remat_costs import recomputes_products
+from jaxscale.planner.sizes import Sizes
+from jaxscale.planner.stack import Stack
+from jaxscale.planner.terms import Term
+
+# Axes that parameters are gathered over, outermost first: each gathers what the ones before have gathered.
+GATHERED = ("fsdp", "expert", "context")
+GRADIENTS, KEYS_AND_VALUES, TOKENS = (
+    "gradients over data",
+    "keys and values over context",
+    "tokens over expert",
+)
+# Under which name a stack says how much of a collective it overlaps, where that is not its axis.
+OVERLAP_KEYS = {KEYS_AND_VALUES: "keys", TOKENS: "tokens"}
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Seconds behind which collectives may hide: those of a step, and of the last microbatch's backward pass."""
+
+    all: Formula
+    last_backward: Formula
+
+
+def communication_terms(
+    shape: ModelShape,
+    groups: Sequence[ParameterGroup],
+    sizes: Sizes,
+    stack: Stack,
+    remat: Remat,
+    compute: Compute,
+) -> list[Term]:
+    """A term for each axis that moves something. Compute hides only once: what one axis hides behind is gone for the next."""
+    passes = sizes.mesh.microbatches * sizes.stage_layers
+    terms = [
+        _tensor(shape, sizes, stack, remat, passes),
+        *(_gathered(axis, groups, sizes, stack, passes) for axis in GATHERED),
+        _data(groups, sizes, stack),
+        _context(shape, sizes, stack, passes),
+        _pipeline(shape, sizes, stack),
+    ]
+    if shape.experts is not None:
+        terms.append(_experts(shape, shape.experts.per_token, sizes, stack, remat, passes))
+    return hide(terms, stack, compute)
+
+
+def hide(terms: Sequence[Term], stack: Stack, compute: Compute) -> list[Term]:
+    """The same terms with what of them hides: the share of compute that the stack overlaps with each, while any is left."""
+    left, hidden_terms = compute.all, []
+    for term in terms:
+        window = compute.last_backward if term.component == GRADIENTS else left
+        share = Number(stack.overlap.get(OVERLAP_KEYS.get(term.component, term.axis or ""), 0.0))
+        hidden = smaller(term.amount, share * smaller(window, left))
+        left = Named(left - hidden, "s of compute left")
+        hidden_terms.append(replace(term, hidden=hidden))
+    return hidden_terms
+
+
+def _term(component: str, axis: str, sizes: Sizes, seconds: Formula, moved: Formula) -> Term:
+    size = getattr(sizes.mesh, axis)
+    return Term(component, if_split(size, seconds), axis, if_split(size, moved))
+
+
+def _stream(shape: ModelShape, sizes: Sizes, stack: Stack) -> Formula:
+    """Bytes of the residual stream of a microbatch, whole over `tensor`."""
+    return Named(sizes.tokens * (shape.embed * stack.compute_bytes), "B of activations")
+
+
+def _tensor(shape: ModelShape, sizes: Sizes, stack: Stack, remat: Remat, passes: Formula) -> Term:
+    stream = _stream(shape, sizes, stack)
+    sums = 6 if recomputes_products(remat) else 4
+    # The embedding's rows are summed, and the head's input is gathered and its gradient summed.
+    ends = 2 * sizes.mesh.microbatches
+    count = sums * passes + ends
+    return _term(
+        "activations over tensor",
+        "tensor",
+        sizes,
+        count * reduce_seconds(stream, "tensor"),
+        2 * count * stream,
+    )
+
+
+def _gathered(
+    axis: str,
+    groups: Sequence[ParameterGroup],
+    sizes: Sizes,
+    stack: Stack,
+    passes: Formula,
+) -> Term:
+    """Parameters gathered over one axis, and gradients scattered: axes further in have not been gathered yet."""
+    inner = GATHERED[GATHERED.index(axis) + 1 :]
+    kept = ("tensor", *inner)
+    layer = layer_elements(groups, sizes.mesh, kept, of=axis)
+    ends = end_elements(groups, sizes.mesh, kept)
+    gathers = 2 if stack.regather else 1
+    each = gathers * stack.gather_bytes + stack.reduce_bytes
+    volume = Named(each * layer, "B a layer")
+    rest = Named(each * ends, "B of embedding and head")
+    moved = passes * volume + sizes.mesh.microbatches * rest
+    seconds = passes * gather_seconds(volume, axis) + sizes.mesh.microbatches * gather_seconds(
+        rest, axis
+    )
+    return _term(f"parameters and gradients over {axis}", axis, sizes, seconds, moved)
+
+
+def _data(groups: Sequence[ParameterGroup], sizes: Sizes, stack: Stack) -> Term:
+    split = ("tensor", *GATHERED)
+    volume = Named(local_elements(groups, sizes.mesh, split) * stack.reduce_bytes, "B of gradients")
+    seconds = reduce_seconds(volume, "data")
+    return _term(GRADIENTS, "data", sizes, seconds, 2 * volume)
+
+
+def _context(shape: ModelShape, sizes: Sizes, stack: Stack, passes: Formula) -> Term:
+    width = (
+        2 * shape.kv_heads * shape.head_dim
+        if shape.latent is None
+        else shape.latent.kv_rank + shape.latent.rope_dim
+    )
+    volume = Named(
+        sizes.tokens * sizes.mesh.context * (width * stack.compute_bytes) / sizes.mesh.tensor,
+        "B of keys and values",
+    )
+    seconds = 3 * passes * gather_seconds(volume, "context")
+    return _term(KEYS_AND_VALUES, "context", sizes, seconds, 3 * passes * volume)
+
+
+def _experts(
+    shape: ModelShape,
+    per_token: int,
+    sizes: Sizes,
+    stack: Stack,
+    remat: Remat,
+    passes: Formula,
+) -> Term:
+    routed = sizes.tokens * sizes.mesh.expert * Number(per_token, "experts each")
+    volume = Named(routed * (shape.embed * stack.compute_bytes) * sizes.share, "B of tokens")
+    count = (6 if recomputes_products(remat) else 4) * passes
+    seconds = count * exchange_seconds(volume, "expert")
+    return _term(TOKENS, "expert", sizes, seconds, count * volume)
+
+
+def _pipeline(shape: ModelShape, sizes: Sizes, stack: Stack) -> Term:
+    stream = _stream(shape, sizes, stack) * sizes.share
+    moved = 2 * sizes.mesh.microbatches * sizes.mesh.virtual_stages * stream
+    seconds = moved / Column("pipeline_neighbor_bandwidth", "B/s to the next")
+    return _term("activations over pipeline", "pipeline", sizes, seconds, moved)

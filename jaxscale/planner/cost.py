@@ -1,0 +1,148 @@
+"""Time and memory of every candidate of one remat policy, schedule and ZeRO stage, as terms over mesh columns."""
+
+from dataclasses import dataclass
+
+from jaxscale.hardware.cluster import Cluster
+from jaxscale.planner.calibration import Efficiency
+from jaxscale.planner.communication import Compute, communication_terms
+from jaxscale.planner.compute import Part, Speeds, head_part, layer_parts
+from jaxscale.planner.formula import Formula, Named, Number, larger, total
+from jaxscale.planner.layout import Remat, Schedule, ZeroStage
+from jaxscale.planner.memory import SHARDED, memory_terms
+from jaxscale.planner.parameters import ParameterGroup, local_elements
+from jaxscale.planner.remat_costs import is_recomputed
+from jaxscale.planner.schedules import bubble_seconds
+from jaxscale.planner.sizes import Sizes, mesh_columns, sizes_of
+from jaxscale.planner.stack import Stack
+from jaxscale.planner.terms import Term
+from jaxscale.planner.workload import Workload
+
+# Read and write the parameter, both moments, the gradient: 4 bytes each in AdamW with fp32 state.
+OPTIMIZER_TRAFFIC = 30
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is not a number: every candidate of a table shares it."""
+
+    remat: Remat
+    schedule: Schedule
+    zero: ZeroStage
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Terms that add up to the seconds of a step, and terms that add up to the bytes of the fullest device."""
+
+    time: tuple[Term, ...]
+    memory: tuple[Term, ...]
+
+
+def costs(
+    workload: Workload,
+    groups: tuple[ParameterGroup, ...],
+    cluster: Cluster,
+    stack: Stack,
+    efficiency: Efficiency,
+    choice: Choice,
+) -> Costs:
+    shape = workload.shape
+    sizes = sizes_of(workload, mesh_columns(), sequence_parallel=stack.sequence_parallel)
+    speeds = speeds_of(cluster, stack, efficiency)
+    memory = memory_terms(shape, groups, sizes, stack, choice.remat, choice.schedule, choice.zero)
+    parts = layer_parts(shape, sizes, stack, speeds)
+    head = head_part(shape, sizes, stack, speeds)
+    compute = _compute_terms(parts, head, sizes, choice)
+    stage = _stage(parts, head, sizes, stack, choice)
+    mean = total([term.amount for term in compute]) / sizes.mesh.microbatches
+    imbalance = sizes.mesh.microbatches * larger(stage.forward + stage.backward - mean, 0)
+    behind = Compute(
+        all=Named(sizes.mesh.microbatches * mean, "s of compute"),
+        last_backward=Named(stage.backward, "s of the last backward pass"),
+    )
+    time = [
+        *compute,
+        *communication_terms(shape, groups, sizes, stack, choice.remat, behind),
+        Term("uneven stages", imbalance),
+        Term(
+            "pipeline bubble",
+            bubble_seconds(choice.schedule, sizes.mesh, stage.forward, stage.backward),
+        ),
+        _optimizer(groups, sizes, speeds, choice.zero),
+        _accumulation(groups, sizes, speeds),
+        Term("host", Number(stack.host_seconds, "s")),
+    ]
+    return Costs(tuple(time), tuple(memory))
+
+
+def speeds_of(cluster: Cluster, stack: Stack, efficiency: Efficiency) -> Speeds:
+    peak = Number(cluster.chip.peak_flops[stack.matmul_dtype], "FLOP/s")
+    wide = Number(cluster.chip.peak_flops["bfloat16"], "FLOP/s")
+    reached = efficiency.products * stack.efficiency
+    return Speeds(
+        flops=peak * Number(reached, "reached"),
+        attention_forward=wide * Number(efficiency.attention_forward * stack.efficiency, "reached"),
+        attention_backward=wide
+        * Number(efficiency.attention_backward * stack.efficiency, "reached"),
+        memory=Number(cluster.chip.hbm_bandwidth, "B/s") * Number(efficiency.memory, "reached"),
+    )
+
+
+def _compute_terms(parts: list[Part], head: Part, sizes: Sizes, choice: Choice) -> list[Term]:
+    """Mean over the stages: layers and head are shared out."""
+    microbatches, pipeline = sizes.mesh.microbatches, sizes.mesh.pipeline
+    layers = Number(sizes.num_layers, "layers") / pipeline
+    terms = [
+        Term(part.component, microbatches * layers * _seconds(part, choice.remat)) for part in parts
+    ]
+    return [*terms, Term(head.component, microbatches * (head.forward + head.backward) / pipeline)]
+
+
+def _seconds(part: Part, remat: Remat) -> Formula:
+    return _backward(part, remat) + part.forward
+
+
+def _backward(part: Part, remat: Remat) -> Formula:
+    return part.backward + part.forward if is_recomputed(part.component, remat) else part.backward
+
+
+def _stage(parts: list[Part], head: Part, sizes: Sizes, stack: Stack, choice: Choice) -> Part:
+    """The slowest stage: with equal layers the last, which has the head too; else the load is shared layer by layer."""
+    forward = total([part.forward for part in parts])
+    backward = total([_backward(part, choice.remat) for part in parts])
+    if not stack.balanced:
+        return Part(
+            "stage",
+            Named(sizes.stage_layers * forward + head.forward, "s forward of a stage"),
+            Named(sizes.stage_layers * backward + head.backward, "s backward of a stage"),
+        )
+    pipeline, layers = sizes.mesh.pipeline, Number(sizes.num_layers, "layers")
+    return Part(
+        "stage",
+        Named(
+            larger(sizes.stage_layers * forward, (layers * forward + head.forward) / pipeline),
+            "s forward of a stage",
+        ),
+        Named(
+            larger(sizes.stage_layers * backward, (layers * backward + head.backward) / pipeline),
+            "s backward of a stage",
+        ),
+    )
+
+
+def _optimizer(
+    groups: tuple[ParameterGroup, ...], sizes: Sizes, speeds: Speeds, zero: ZeroStage
+) -> Term:
+    local = Named(local_elements(groups, sizes.mesh, SHARDED), "parameters here")
+    if zero >= 1:
+        local = local / sizes.mesh.data
+    return Term("optimizer", local * Number(OPTIMIZER_TRAFFIC, "B each") / speeds.memory)
+
+
+def _accumulation(groups: tuple[ParameterGroup, ...], sizes: Sizes, speeds: Speeds) -> Term:
+    """Every microbatch but the first adds its fp32 gradients to the sum: two reads and a write."""
+    local = Named(local_elements(groups, sizes.mesh, SHARDED), "parameters here")
+    return Term(
+        "adding gradients",
+        (sizes.mesh.microbatches - 1) * local * Number(12, "B each") / speeds.memory,
+    )

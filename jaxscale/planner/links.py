@@ -1,0 +1,79 @@
+"""Columns of link speeds: of one spread, of many, and the best that an axis could have."""
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from jaxscale.hardware.cluster import Cluster
+from jaxscale.planner.formula import Values
+from jaxscale.planner.layout import AXES
+from jaxscale.planner.network import AxisLinks, axis_links
+from jaxscale.planner.spread import Factors, Spread, factors_of
+
+NAMES = (
+    "fast_bandwidth", "slow_bandwidth", "slow_share", "exchange_bandwidth", "neighbor_bandwidth", "latency",
+)  # fmt: skip
+# Less is better.
+_COSTS = ("slow_share", "latency")
+_UNLIMITED = 1e30
+
+
+class Links:
+    """Link speeds on one cluster, each found once. network: the share of a link's data sheet that collectives reach."""
+
+    def __init__(self, cluster: Cluster, network: float) -> None:
+        self._cluster, self._network = cluster, network
+        self._dims = tuple(dim.size for dim in cluster.dims)
+        self._of = functools.lru_cache(maxsize=None)(self._links)
+        self.best = functools.lru_cache(maxsize=None)(self._best)
+
+    def columns(self, spreads: Sequence[Spread]) -> dict[str, Values]:
+        """A column of each speed of each axis, a row a spread."""
+        rows = [self.row(spread) for spread in spreads]
+        return {
+            f"{axis}_{name}": np.array([row[axis][index] for row in rows])
+            for axis in AXES
+            for index, name in enumerate(NAMES)
+        }
+
+    def row(self, spread: Mapping[str, Factors]) -> dict[str, tuple[float, ...]]:
+        """The speeds of each axis; inner axes come first along each dim."""
+        strides, found = (1,) * len(self._dims), {}
+        for axis in reversed(AXES):
+            factors = spread[axis]
+            found[axis] = self._of(factors, strides)
+            strides = tuple(a * b for a, b in zip(strides, factors, strict=True))
+        return found
+
+    def best_columns(self, meshes: Mapping[str, Values]) -> dict[str, Values]:
+        """What each axis could have if it were alone: no spread of the mesh is faster."""
+        columns = {}
+        for axis in AXES:
+            sizes, index = np.unique(meshes[axis], return_inverse=True)
+            table = np.array([self.best(int(size)) for size in sizes])
+            for position, name in enumerate(NAMES):
+                columns[f"{axis}_{name}"] = table[index, position]
+        return columns
+
+    def _best(self, size: int) -> tuple[float, ...]:
+        found = [
+            self._of(factors, (1,) * len(self._dims)) for factors in factors_of(size, self._dims)
+        ]
+        if not found:
+            return tuple(0.0 if name in _COSTS else _UNLIMITED for name in NAMES)
+        pick = {name: min if name in _COSTS else max for name in NAMES}
+        return tuple(pick[name](row[i] for row in found) for i, name in enumerate(NAMES))
+
+    def _links(self, factors: Factors, strides: Factors) -> tuple[float, ...]:
+        return self._scaled(axis_links(self._cluster, factors, strides))
+
+    def _scaled(self, links: AxisLinks) -> tuple[float, ...]:
+        values = []
+        for name in NAMES:
+            value = getattr(links, name)
+            if name.endswith("bandwidth"):
+                value = _UNLIMITED if math.isinf(value) else value * self._network
+            values.append(value)
+        return tuple(values)

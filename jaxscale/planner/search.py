@@ -1,0 +1,287 @@
+"""Every layout of a workload on a cluster, ranked.
+
+All meshes whose axes divide what they must, with every microbatch count, rematerialization policy, schedule and ZeRO stage, are
+costed at once (NumPy columns). Memory does not depend on which links an axis gets, so it comes first. What fits is then timed
+with the best links that each axis could have alone: no real spread is faster, so whatever is slower than the plans found so far
+is out, and only the rest is timed over every spread. The result is that of trying everything.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxscale.hardware.cluster import Cluster
+from jaxscale.planner.calibration import Efficiency
+from jaxscale.planner.candidates import Rule, Sizes, all_meshes, divisors, rules_of
+from jaxscale.planner.cost import Choice, Costs, costs
+from jaxscale.planner.formula import Formula, Table, Values, total
+from jaxscale.planner.layout import AXES, Layout, Remat, Schedule, ZeroStage
+from jaxscale.planner.links import Links
+from jaxscale.planner.parameters import ParameterGroup
+from jaxscale.planner.pins import Pins
+from jaxscale.planner.spread import distinct_spreads
+from jaxscale.planner.stack import Stack
+from jaxscale.planner.workload import Workload
+
+REMATS: tuple[Remat, ...] = ("none", "dots", "minimal", "full", "offload")
+SCHEDULES: tuple[Schedule, ...] = ("1f1b", "interleaved", "zb-h1")
+ZEROS: tuple[ZeroStage, ...] = (0, 1)
+MAX_VIRTUAL_STAGES = 8
+_FIRST_TIMED = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """What the search may choose from."""
+
+    axes: tuple[str, ...] = AXES
+    remats: tuple[Remat, ...] = REMATS
+    schedules: tuple[Schedule, ...] = SCHEDULES
+    zeros: tuple[ZeroStage, ...] = ZEROS
+    pins: Pins = field(default_factory=Pins)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One planning question. groups: the parameters by what splits them."""
+
+    workload: Workload
+    groups: tuple[ParameterGroup, ...]
+    cluster: Cluster
+    stack: Stack
+    efficiency: Efficiency
+    space: Space
+
+
+@dataclass(frozen=True)
+class Block:
+    """Candidates that share a choice, as columns. peak: bytes. bound: seconds that no spread can beat."""
+
+    choice: Choice
+    costs: Costs
+    columns: dict[str, Values]
+    peak: Values
+    fits: NDArray[np.bool_]
+
+    def layout(self, row: int) -> Layout:
+        sizes = {axis: int(self.columns[axis][row]) for axis in AXES}
+        return Layout(
+            **sizes,
+            microbatches=int(self.columns["microbatches"][row]),
+            virtual_stages=int(self.columns["virtual_stages"][row]),
+            remat=self.choice.remat,
+            schedule=self.choice.schedule,
+            zero=self.choice.zero,
+        )
+
+
+@dataclass(frozen=True)
+class Meshes:
+    """kept: meshes that divide. rejected: the others, by the rule that they break first."""
+
+    kept: Sizes
+    rejected: tuple[tuple[Rule, Sizes], ...]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A layout with the time that the search gave it."""
+
+    seconds: float
+    layout: Layout
+
+
+def divisible_meshes(problem: Problem) -> Meshes:
+    """Every mesh of the cluster's devices, sorted by whether the model and the batch divide over it."""
+    number, space = problem.cluster.num_devices, problem.space
+    allowed = {
+        axis: space.pins.among(axis, divisors(number)) if axis in space.axes else (1,)
+        for axis in AXES
+    }
+    if problem.workload.shape.experts is None:
+        allowed["expert"] = tuple(size for size in allowed["expert"] if size == 1)
+    left = all_meshes(number, allowed)
+    rejected = []
+    for rule in rules_of(problem.workload):
+        holds = rule.holds(left)
+        rejected.append((rule, left[~holds]))
+        left = left[holds]
+    return Meshes(left, tuple(item for item in rejected if len(item[1])))
+
+
+def blocks(problem: Problem, meshes: Sizes) -> Iterator[Block]:
+    """All candidates over the meshes, with their memory."""
+    expanded = _with_microbatches(problem, meshes)
+    for choice in _choices(problem.space):
+        columns = _columns(problem, expanded, choice)
+        if not columns["data"].size:
+            continue
+        terms = costs(
+            problem.workload,
+            problem.groups,
+            problem.cluster,
+            problem.stack,
+            problem.efficiency,
+            choice,
+        )
+        peak = total([term.exposed for term in terms.memory]).over(Table(columns))
+        yield Block(choice, terms, columns, peak, peak <= problem.cluster.usable_hbm)
+
+
+def ranked(problem: Problem, candidates: Sequence[Block], count: int) -> list[Found]:
+    """The fastest layout of each of the `count` fastest meshes, fastest first."""
+    links = Links(problem.cluster, problem.efficiency.network)
+    rows = _by_bound(candidates, links)
+    best: dict[tuple[int, ...], Found] = {}
+    for start in range(0, len(rows), _FIRST_TIMED):
+        part = rows[start : start + _FIRST_TIMED]
+        if len(best) >= count and part[0][0] >= _nth(best, count):
+            break
+        for found in _timed(problem, candidates, part, links):
+            key = tuple(found.layout.mesh.values())
+            if key not in best or _order(found) < _order(best[key]):
+                best[key] = found
+    return sorted(best.values(), key=_order)[:count]
+
+
+def seconds_of(terms: Costs) -> Formula:
+    return total([term.exposed for term in terms.time])
+
+
+def _order(found: Found) -> tuple[object, ...]:
+    """Equal times: the simpler layout first, so that the answer is always the same one."""
+    layout = found.layout
+    return (
+        round(found.seconds, 12),
+        sum(size > 1 for size in layout.mesh.values()),
+        layout.microbatches,
+        layout.zero,
+        REMATS.index(layout.remat) if layout.remat in REMATS else -1,
+        tuple(layout.mesh.values()),
+        layout.virtual_stages,
+        tuple(layout.spread.get(axis, ()) for axis in AXES),
+    )
+
+
+def _nth(best: dict[tuple[int, ...], Found], count: int) -> float:
+    return sorted(found.seconds for found in best.values())[count - 1]
+
+
+def _choices(space: Space) -> Iterator[Choice]:
+    pins = space.pins
+    pipelined = "pipeline" in space.axes
+    for remat in space.remats:
+        for schedule in ("none", *(space.schedules if pipelined else ())):
+            for zero in space.zeros:
+                kept = pins.allows("remat", remat) and pins.allows("zero", zero)
+                if kept and (schedule == "none" or pins.allows("schedule", schedule)):
+                    yield Choice(remat, schedule, zero)
+
+
+def _with_microbatches(problem: Problem, meshes: Sizes) -> Sizes:
+    """[candidates, axes + 1]: each mesh with every number of microbatches that its rows divide into."""
+    shards = np.prod([meshes[:, AXES.index(axis)] for axis in ("data", "fsdp", "expert")], axis=0)
+    rows = problem.workload.global_batch // shards
+    counts = np.array(
+        problem.space.pins.among("microbatches", divisors(problem.workload.global_batch))
+    )
+    if not counts.size:
+        return np.ones((0, len(AXES) + 1), np.int64)
+    row, column = np.nonzero(rows[:, None] % counts == 0)
+    return np.hstack([meshes[row], counts[column, None]])
+
+
+def _columns(problem: Problem, candidates: Sizes, choice: Choice) -> dict[str, Values]:
+    """Columns of the candidates that a choice means something for."""
+    pipeline, data = candidates[:, AXES.index("pipeline")], candidates[:, AXES.index("data")]
+    kept = (pipeline > 1) if choice.schedule != "none" else (pipeline == 1)
+    if choice.zero:
+        kept &= data > 1
+    # A pipeline that is not filled is only a worse one.
+    kept &= candidates[:, -1] >= pipeline
+    chosen, virtual = _with_virtual_stages(problem, candidates[kept], choice)
+    columns = {axis: chosen[:, index].astype(np.float64) for index, axis in enumerate(AXES)}
+    return columns | {
+        "microbatches": chosen[:, -1].astype(np.float64),
+        "virtual_stages": virtual.astype(np.float64),
+    }
+
+
+def _with_virtual_stages(
+    problem: Problem, candidates: Sizes, choice: Choice
+) -> tuple[Sizes, NDArray[np.int64]]:
+    pins, layers = problem.space.pins, problem.workload.shape.layers
+    if choice.schedule != "interleaved":
+        kept = candidates if pins.allows("virtual_stages", 1) else candidates[:0]
+        return kept, np.ones(len(kept), np.int64)
+    counts = np.array(pins.among("virtual_stages", range(2, MAX_VIRTUAL_STAGES + 1)), np.int64)
+    chunks = candidates[:, AXES.index("pipeline")][:, None] * counts
+    row, column = np.nonzero((chunks <= layers) & (layers % chunks == 0))
+    return candidates[row], counts[column]
+
+
+def _by_bound(candidates: Sequence[Block], links: Links) -> list[tuple[float, int, int]]:
+    """(bound, block, row) of everything that fits, fastest bound first."""
+    parts = []
+    for index, block in enumerate(candidates):
+        fitting = np.flatnonzero(block.fits)
+        columns = {name: values[fitting] for name, values in block.columns.items()}
+        if not fitting.size:
+            continue
+        table = Table(columns | links.best_columns(columns))
+        bound = seconds_of(block.costs).over(table)
+        axes = np.sum([columns[axis] > 1 for axis in AXES], axis=0)
+        parts.append(np.stack([bound, np.full(fitting.size, index), fitting, axes], axis=1))
+    if not parts:
+        return []
+    everything = np.concatenate(parts)
+    # Of equal bounds the simplest mesh comes first: the later ones can be no better.
+    order = np.lexsort((everything[:, 2], everything[:, 1], everything[:, 3], everything[:, 0]))
+    return [(float(b), int(i), int(r)) for b, i, r, _ in everything[order[:_MOST_ROWS]]]
+
+
+_MOST_ROWS = 200_000
+
+
+def _timed(
+    problem: Problem,
+    candidates: Sequence[Block],
+    rows: Sequence[tuple[float, int, int]],
+    links: Links,
+) -> Iterator[Found]:
+    """The best spread of each row."""
+    for index in sorted({block for _, block, _ in rows}):
+        block = candidates[index]
+        layouts = [block.layout(row) for _, owner, row in rows if owner == index]
+        yield from _best_spreads(problem, block, layouts, links)
+
+
+def _best_spreads(
+    problem: Problem, block: Block, layouts: Sequence[Layout], links: Links
+) -> Iterator[Found]:
+    pairs = [
+        (layout, spread)
+        for layout in layouts
+        for spread in distinct_spreads(problem.cluster, layout.mesh)
+    ]
+    if not pairs:
+        return
+    columns = {axis: np.array([layout.mesh[axis] for layout, _ in pairs]) for axis in AXES}
+    columns["microbatches"] = np.array([layout.microbatches for layout, _ in pairs])
+    columns["virtual_stages"] = np.array([layout.virtual_stages for layout, _ in pairs])
+    table = Table(columns | links.columns([spread for _, spread in pairs]))
+    seconds = seconds_of(block.costs).over(table)
+    best: dict[int, tuple[float, int]] = {}
+    for position, (layout, _) in enumerate(pairs):
+        key = id(layout)
+        if key not in best or seconds[position] < best[key][0]:
+            best[key] = (float(seconds[position]), position)
+    for value, position in best.values():
+        layout, spread = pairs[position]
+        yield Found(value, _with_spread(layout, spread))
+
+
+def _with_spread(layout: Layout, spread: dict[str, tuple[int, ...]]) -> Layout:
+    return Layout(**{**layout.__dict__, "spread": spread})

@@ -1,0 +1,55 @@
+"""What a software stack does on the devices: dtypes, attention, what it overlaps, what it keeps.
+
+The planner plans for JAXSCALE. Other stacks are described to hold the same formulas against published runs.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stack:
+    """efficiency: the one calibrated constant, a factor on the chip family's.
+
+    matmul_dtype: of the products' operands, which decides their peak.
+    Bytes an element: param_bytes as parameters are stored, compute_bytes of activations, gather_bytes of parameters on
+    the way, gradient_bytes as gradients are kept, reduce_bytes as they are summed over devices, moments_bytes of the
+    optimizer's state. kept_copy: a compute copy of all local parameters is kept beside the stored ones.
+    attention: fused never writes scores to memory. causal_skip: fused attention leaves out what the mask hides.
+    sequence_parallel: activations between split products are split over `tensor` too.
+    overlap: the share of compute behind which a collective can hide, by axis (0: it waits).
+    elementwise: passes over memory, as a multiple of those of fused loops.
+    regather: whether the backward pass gathers parameters again (ZeRO stage 3).
+    kept_streams: arrays of the residual stream's width that a layer without remat keeps. working_layers: what
+    the backward pass of one layer needs, in layers kept in full. balanced: stages may have
+    different numbers of layers, so that the head counts as load.
+    loss_chunk: tokens whose logits exist at one time (0: all of a microbatch). logit_bytes: of a logit and its gradient.
+    overhead_bytes: memory of the framework that no formula has (context, communication buffers, fragmentation).
+    host_seconds: time of a step that the devices wait for the host.
+    """
+
+    name: str
+    efficiency: float = 1.0
+    matmul_dtype: str = "bfloat16"
+    param_bytes: float = 4
+    compute_bytes: float = 2
+    kept_copy: bool = False
+    gather_bytes: float = 2
+    gradient_bytes: float = 4
+    reduce_bytes: float = 4
+    moments_bytes: float = 8
+    attention: Literal["fused", "unfused"] = "fused"
+    causal_skip: bool = True
+    sequence_parallel: bool = True
+    overlap: Mapping[str, float]
+    elementwise: float = 1.0
+    regather: bool = True
+    kept_streams: float = 6.0
+    working_layers: float = 1.5
+    balanced: bool = True
+    loss_chunk: int = 0
+    logit_bytes: float = 8
+    overhead_bytes: float = 0
+    host_seconds: float = 0
+    source: str = ""
