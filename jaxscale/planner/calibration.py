@@ -9,7 +9,8 @@ from jaxscale.hardware.cluster import Cluster
 class Efficiency:
     """products: of peak FLOP/s in large matrix products, the one fitted constant. attention_*: of peak, fused attention.
 
-    memory: of peak bandwidth, elementwise passes. network: of link bandwidth.
+    memory: of peak bandwidth, elementwise passes. network: of link bandwidth. error: of a step time, relative: plans
+    nearer than that are ties.
     """
 
     products: float
@@ -17,6 +18,7 @@ class Efficiency:
     attention_backward: float
     memory: float = 0.85
     network: float = 0.85
+    error: float = 0.05
     source: str = ""
 
 

@@ -37,3 +37,20 @@ class Layout:
     def mesh(self) -> dict[str, int]:
         """Axis -> size, outermost first."""
         return {axis: getattr(self, axis) for axis in AXES}
+
+
+# What the trainer does not run yet: these are planned and costed only.
+PLANNED_AXES = ("pipeline", "expert", "context")
+
+
+def is_executable(layout: Layout) -> bool:
+    """Whether the trainer runs this layout today."""
+    return not planned_only(layout)
+
+
+def planned_only(layout: Layout) -> tuple[str, ...]:
+    """What of a layout the trainer does not run yet, in words."""
+    parts = [axis for axis in PLANNED_AXES if getattr(layout, axis) > 1]
+    if layout.zero:
+        parts.append(f"zero={layout.zero}")
+    return tuple(parts)

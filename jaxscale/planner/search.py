@@ -17,7 +17,7 @@ from jaxscale.planner.calibration import Efficiency
 from jaxscale.planner.candidates import Rule, Sizes, all_meshes, divisors, rules_of
 from jaxscale.planner.cost import Choice, Costs, costs
 from jaxscale.planner.formula import Formula, Table, Values, total
-from jaxscale.planner.layout import AXES, Layout, Remat, Schedule, ZeroStage
+from jaxscale.planner.layout import AXES, Layout, Remat, Schedule, ZeroStage, is_executable
 from jaxscale.planner.links import Links
 from jaxscale.planner.parameters import ParameterGroup
 from jaxscale.planner.pins import Pins
@@ -155,6 +155,7 @@ def _order(found: Found) -> tuple[object, ...]:
     layout = found.layout
     return (
         round(found.seconds, 12),
+        not is_executable(layout),
         sum(size > 1 for size in layout.mesh.values()),
         layout.microbatches,
         layout.zero,

@@ -1,0 +1,100 @@
+"""Collectives that a compiled program runs: kind, axes, how often, how many bytes."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from jaxscale.planner.hlo.execution import Executed
+from jaxscale.planner.hlo.groups import group_of
+from jaxscale.planner.hlo.text import Array, Computation, Instruction
+
+KINDS = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+    "ragged-all-to-all",
+)
+_OPCODE = re.compile(rf"({'|'.join(sorted(KINDS, key=len, reverse=True))})(-start)?")
+# A TPU program writes an overlapped collective once in each piece of work that it runs beside; one of them starts it.
+_TPU_PIECE = "chain_id="
+_TPU_START = "AsyncCollectiveStart"
+_SLICES = ("dynamic-slice",)
+
+
+@dataclass(frozen=True, order=True)
+class Collective:
+    """All collectives of one kind over the same axes with the same arrays.
+
+    count: runs in a step, loops multiplied. bytes_each: on one device, the whole array: what all-gather gives, what any
+    other kind takes in (a reduce-scatter's array before it is scattered). group: devices that take part.
+    """
+
+    kind: str
+    axes: tuple[str, ...]
+    group: int
+    arrays: tuple[str, ...]
+    bytes_each: int
+    count: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all runs."""
+        return self.bytes_each * self.count
+
+
+def collectives(
+    instructions: Iterable[Executed], mesh_shape: Mapping[str, int]
+) -> tuple[Collective, ...]:
+    """What a program sends, the most bytes first. An asynchronous pair counts once; groups of one device not at all."""
+    counts: dict[tuple[str, tuple[str, ...], int, tuple[str, ...], int], int] = {}
+    for each in instructions:
+        kind = _kind(each.computation, each.instruction)
+        if kind is None:
+            continue
+        group = group_of(each.instruction, mesh_shape)
+        if group.size == 1:
+            continue
+        taken = each.computation.operand_arrays(each.instruction)
+        factor = group.size if kind == "all-gather" else 1
+        size = factor * sum(array.num_bytes for array in taken)
+        key = kind, group.axes, group.size, _words(taken), size
+        counts[key] = counts.get(key, 0) + each.times
+    found = (Collective(*key, count) for key, count in counts.items())
+    return tuple(sorted(found, key=lambda each: (-each.num_bytes, each)))
+
+
+def _kind(computation: Computation, instruction: Instruction) -> str | None:
+    found = _OPCODE.fullmatch(instruction.opcode)
+    if found is None or (
+        _TPU_PIECE in instruction.attributes and not _starts(computation, instruction)
+    ):
+        return None
+    if found[1] == "all-reduce" and _is_scattered(computation, instruction):
+        return "reduce-scatter"
+    return found[1]
+
+
+def _starts(computation: Computation, collective: Instruction) -> bool:
+    return any(_TPU_START in user.attributes for user in _users(computation, collective))
+
+
+def _is_scattered(computation: Computation, reduction: Instruction) -> bool:
+    """Whether a TPU fusion keeps nothing of an all-reduce but each device's slice: there that is a reduce-scatter."""
+    if "all-reduce-scatter" not in computation.name:
+        return False
+    kept: list[Instruction] = []
+    for user in _users(computation, reduction):
+        through = user.opcode in {"get-tuple-element", "bitcast"}
+        kept.extend(_users(computation, user) if through else [user])
+    return bool(kept) and all(user.opcode in _SLICES for user in kept)
+
+
+def _users(computation: Computation, used: Instruction) -> list[Instruction]:
+    return [each for each in computation.instructions.values() if used.name in each.operands]
+
+
+def _words(arrays: tuple[Array, ...]) -> tuple[str, ...]:
+    return tuple(f"{array.dtype}[{','.join(map(str, array.dims))}]" for array in arrays)

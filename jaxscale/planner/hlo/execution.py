@@ -1,0 +1,71 @@
+"""How often a program runs each of its instructions."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from jaxscale.planner.hlo.loops import loop_trips
+from jaxscale.planner.hlo.text import Computation, Instruction, Module
+
+_ROLES = {
+    "while": "body",
+    "fusion": "calls",
+    "call": "to_apply",
+    "async-start": "calls",
+    "custom-call": "calls",
+}
+
+
+@dataclass(frozen=True)
+class Executed:
+    """An instruction, the computation that it stands in, and how often one device runs it in a call of the program.
+
+    exact: false in a loop whose trips cannot be read, which counts as one.
+    """
+
+    instruction: Instruction
+    computation: Computation
+    times: int
+    exact: bool
+
+
+def executed(module: Module) -> Iterator[Executed]:
+    """Every instruction that runs: loops by their trips, fusions and calls opened, of a conditional its longest branch."""
+    yield from _inside(module, module.entry, 1, exact=True)
+
+
+def _inside(
+    module: Module, computation: Computation, times: int, *, exact: bool
+) -> Iterator[Executed]:
+    for instruction in computation.instructions.values():
+        yield Executed(instruction, computation, times, exact)
+        called = _called(module, instruction)
+        if called is None:
+            continue
+        looping = instruction.opcode == "while"
+        trips = loop_trips(module, computation, instruction) if looping else 1
+        often = times if trips is None else times * trips
+        yield from _inside(module, called, often, exact=exact and trips is not None)
+
+
+def _called(module: Module, instruction: Instruction) -> Computation | None:
+    """What an instruction runs; not the scalar functions of reductions, sorts and scatters, nor loops' conditions."""
+    if instruction.opcode == "conditional":
+        return max(_branches(module, instruction), key=lambda branch: _length(module, branch))
+    role = _ROLES.get(instruction.opcode)
+    name = None if role is None else instruction.called(role)
+    return None if name is None else module.computations[name]
+
+
+def _branches(module: Module, instruction: Instruction) -> list[Computation]:
+    listed = instruction.attribute(r"branch_computations=\{([^}]*)\}")
+    names = re.findall(r"[\w.-]+", listed or "")
+    two = (instruction.called(role) for role in ("true_computation", "false_computation"))
+    return [module.computations[name] for name in names or two if name is not None]
+
+
+def _length(module: Module, computation: Computation) -> int:
+    """Instructions of a computation, and of all that it calls."""
+    instructions = computation.instructions.values()
+    inner = (_called(module, each) for each in instructions)
+    return len(instructions) + sum(_length(module, each) for each in inner if each is not None)

@@ -1,0 +1,62 @@
+"""The planner's view of a configured model: its sizes, and its parameters as its own description has them."""
+
+from jaxscale.config.model_section import ModelSection
+from jaxscale.errors import UserError
+from jaxscale.models.architecture import Architecture
+from jaxscale.models.build import model_builder
+from jaxscale.models.description import Description, ParamSpec, blueprint
+from jaxscale.models.families import resolve
+from jaxscale.parallel.rules import DEFAULT_RULES
+from jaxscale.planner.model_shape import ModelShape
+from jaxscale.planner.parameters import EMBED, ParameterGroup, Place
+
+
+def shape_of(section: ModelSection, name: str) -> ModelShape:
+    """Sizes of a model of ours. Raises UserError for a model of the user's own: its layers are not known."""
+    if section.build is not None:
+        raise UserError(
+            f"model.build: {section.build}: the planner lays out transformers described by family and sizes; give the "
+            "plan of a module of your own by hand (plan.data, plan.fsdp, plan.tensor)"
+        )
+    return shape_of_architecture(resolve(section), name)
+
+
+def shape_of_architecture(arch: Architecture, name: str) -> ModelShape:
+    return ModelShape(
+        name=name,
+        layers=arch.num_layers,
+        embed=arch.embed_dim,
+        heads=arch.num_heads,
+        kv_heads=arch.num_kv_heads,
+        head_dim=arch.head_dim,
+        mlp=arch.mlp_dim,
+        mlp_products=3 if arch.gated_mlp else 2,
+        vocab=arch.vocab_size,
+        tied=arch.tied_embeddings,
+        positions=arch.max_positions if arch.positions == "learned" else 0,
+        windows=tuple(kind.window for kind in arch.kinds),
+    )
+
+
+def groups_of(section: ModelSection) -> tuple[ParameterGroup, ...]:
+    """One group a parameter of the module itself, split as the default rules split it."""
+    return groups_of_description(blueprint(model_builder(section)).description)
+
+
+def groups_of_description(description: Description) -> tuple[ParameterGroup, ...]:
+    return tuple(_group(path, spec) for path, spec in description.items())
+
+
+def _group(path: str, spec: ParamSpec) -> ParameterGroup:
+    layers = spec.shape[spec.axes.index("layers")] if "layers" in spec.axes else 1
+    split = [axis for name in spec.axes if name for axis in DEFAULT_RULES[name]]
+    # Where the trainer splits over fsdp, axes that only the planner knows yet share the same dim.
+    if "fsdp" in split:
+        split += [axis for axis in EMBED if axis not in split]
+    return ParameterGroup(path, spec.size // layers, tuple(split), _place(path, spec), layers)
+
+
+def _place(path: str, spec: ParamSpec) -> Place:
+    if "layers" in spec.axes:
+        return "layer"
+    return "embedding" if "embed" in path or "position" in path else "head"
