@@ -46,7 +46,7 @@ def communication_terms(
     remat: Remat,
     compute: Compute,
 ) -> list[Term]:
-    """A term for each axis that moves something. Compute hides only once: what one axis hides behind is gone for the next."""
+    """A term for each axis that moves something."""
     passes = sizes.mesh.microbatches * sizes.stage_layers
     terms = [
         _tensor(shape, sizes, stack, remat, passes),
@@ -61,12 +61,15 @@ def communication_terms(
 
 
 def hide(terms: Sequence[Term], stack: Stack, compute: Compute) -> list[Term]:
-    """The same terms with what of them hides: the share of compute that the stack overlaps with each, while any is left."""
+    """The same terms with what of them hides: the share that the stack overlaps, as far as there is compute left.
+
+    Compute hides only once: what one axis hides behind is gone for the next.
+    """
     left, hidden_terms = compute.all, []
     for term in terms:
-        window = compute.last_backward if term.component == GRADIENTS else left
+        window = smaller(compute.last_backward, left) if term.component == GRADIENTS else left
         share = Number(stack.overlap.get(OVERLAP_KEYS.get(term.component, term.axis or ""), 0.0))
-        hidden = smaller(term.amount, share * smaller(window, left))
+        hidden = smaller(share * term.amount, window)
         left = Named(left - hidden, "s of compute left")
         hidden_terms.append(replace(term, hidden=hidden))
     return hidden_terms

@@ -52,7 +52,7 @@ def costs(
     memory = memory_terms(shape, groups, sizes, stack, choice.remat, choice.schedule, choice.zero)
     parts = layer_parts(shape, sizes, stack, speeds)
     head = head_part(shape, sizes, stack, speeds)
-    compute = _compute_terms(parts, head, sizes, choice)
+    compute = _compute_terms(parts, head, sizes, stack, choice)
     stage = _stage(parts, head, sizes, stack, choice)
     mean = total([term.amount for term in compute]) / sizes.mesh.microbatches
     imbalance = sizes.mesh.microbatches * larger(stage.forward + stage.backward - mean, 0)
@@ -88,28 +88,35 @@ def speeds_of(cluster: Cluster, stack: Stack, efficiency: Efficiency) -> Speeds:
     )
 
 
-def _compute_terms(parts: list[Part], head: Part, sizes: Sizes, choice: Choice) -> list[Term]:
+def _compute_terms(
+    parts: list[Part], head: Part, sizes: Sizes, stack: Stack, choice: Choice
+) -> list[Term]:
     """Mean over the stages: layers and head are shared out."""
     microbatches, pipeline = sizes.mesh.microbatches, sizes.mesh.pipeline
     layers = Number(sizes.num_layers, "layers") / pipeline
     terms = [
-        Term(part.component, microbatches * layers * _seconds(part, choice.remat)) for part in parts
+        Term(part.component, microbatches * layers * _seconds(part, choice.remat, stack))
+        for part in parts
     ]
     return [*terms, Term(head.component, microbatches * (head.forward + head.backward) / pipeline)]
 
 
-def _seconds(part: Part, remat: Remat) -> Formula:
-    return _backward(part, remat) + part.forward
+def _seconds(part: Part, remat: Remat, stack: Stack) -> Formula:
+    return _backward(part, remat, stack) + part.forward
 
 
-def _backward(part: Part, remat: Remat) -> Formula:
-    return part.backward + part.forward if is_recomputed(part.component, remat) else part.backward
+def _backward(part: Part, remat: Remat, stack: Stack) -> Formula:
+    return (
+        part.backward + part.forward
+        if is_recomputed(part.component, remat, stack)
+        else part.backward
+    )
 
 
 def _stage(parts: list[Part], head: Part, sizes: Sizes, stack: Stack, choice: Choice) -> Part:
     """The slowest stage: with equal layers the last, which has the head too; else the load is shared layer by layer."""
     forward = total([part.forward for part in parts])
-    backward = total([_backward(part, choice.remat) for part in parts])
+    backward = total([_backward(part, choice.remat, stack) for part in parts])
     if not stack.balanced:
         return Part(
             "stage",
@@ -134,9 +141,8 @@ def _optimizer(
     groups: tuple[ParameterGroup, ...], sizes: Sizes, speeds: Speeds, zero: ZeroStage
 ) -> Term:
     local = Named(local_elements(groups, sizes.mesh, SHARDED), "parameters here")
-    if zero >= 1:
-        local = local / sizes.mesh.data
-    return Term("optimizer", local * Number(OPTIMIZER_TRAFFIC, "B each") / speeds.memory)
+    own = local / sizes.mesh.data if zero >= 1 else local
+    return Term("optimizer", own * Number(OPTIMIZER_TRAFFIC, "B each") / speeds.memory)
 
 
 def _accumulation(groups: tuple[ParameterGroup, ...], sizes: Sizes, speeds: Speeds) -> Term:

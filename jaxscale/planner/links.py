@@ -10,7 +10,7 @@ from jaxscale.hardware.cluster import Cluster
 from jaxscale.planner.formula import Values
 from jaxscale.planner.layout import AXES
 from jaxscale.planner.network import AxisLinks, axis_links
-from jaxscale.planner.spread import Factors, Spread, factors_of
+from jaxscale.planner.spread import Factors, Spread, distinct_spreads, factors_of
 
 NAMES = (
     "fast_bandwidth", "slow_bandwidth", "slow_share", "exchange_bandwidth", "neighbor_bandwidth", "latency",
@@ -28,15 +28,22 @@ class Links:
         self._dims = tuple(dim.size for dim in cluster.dims)
         self._of = functools.lru_cache(maxsize=None)(self._links)
         self.best = functools.lru_cache(maxsize=None)(self._best)
+        self.spreads_of = functools.lru_cache(maxsize=None)(self._spreads_of)
 
     def columns(self, spreads: Sequence[Spread]) -> dict[str, Values]:
         """A column of each speed of each axis, a row a spread."""
-        rows = [self.row(spread) for spread in spreads]
-        return {
-            f"{axis}_{name}": np.array([row[axis][index] for row in rows])
-            for axis in AXES
-            for index, name in enumerate(NAMES)
-        }
+        return as_columns(np.array([self._flat(spread) for spread in spreads]))
+
+    def _spreads_of(self, sizes: tuple[int, ...]) -> tuple[tuple[Spread, ...], Values]:
+        """The spreads of a mesh, and their speeds: [spreads, axes x speeds]."""
+        found = tuple(distinct_spreads(self._cluster, dict(zip(AXES, sizes, strict=True))))
+        width = len(AXES) * len(NAMES)
+        rows = [self._flat(spread) for spread in found]
+        return found, np.array(rows).reshape(len(found), width)
+
+    def _flat(self, spread: Spread) -> list[float]:
+        row = self.row(spread)
+        return [value for axis in AXES for value in row[axis]]
 
     def row(self, spread: Mapping[str, Factors]) -> dict[str, tuple[float, ...]]:
         """The speeds of each axis; inner axes come first along each dim."""
@@ -77,3 +84,9 @@ class Links:
                 value = _UNLIMITED if math.isinf(value) else value * self._network
             values.append(value)
         return tuple(values)
+
+
+def as_columns(rows: Values) -> dict[str, Values]:
+    """Columns out of rows of [axes x speeds]."""
+    names = [f"{axis}_{name}" for axis in AXES for name in NAMES]
+    return dict(zip(names, rows.T, strict=True))

@@ -8,6 +8,7 @@ from jaxscale.planner.model_shape import ModelShape
 from jaxscale.planner.parameters import (
     ParameterGroup,
     end_elements,
+    largest_matrix,
     layer_elements,
     local_elements,
 )
@@ -33,7 +34,6 @@ def memory_terms(
     return [
         *state_terms(groups, sizes, stack, zero),
         *_activations(shape, sizes, stack, remat, schedule),
-        _logits(shape, sizes, stack),
         _gathered(groups, sizes, stack),
         Term("framework", Number(stack.overhead_bytes, "B")),
     ]
@@ -59,28 +59,50 @@ def state_terms(
 def _activations(
     shape: ModelShape, sizes: Sizes, stack: Stack, remat: Remat, schedule: Schedule
 ) -> list[Term]:
+    """What waits for the backward pass; what one layer needs in it; and the logits.
+
+    On one stage logits are gone when the first layer's backward pass begins: the larger of the two counts. In a pipeline
+    the first stage has microbatches in flight and no logits, the last has one microbatch and the logits.
+    """
+    pipeline = sizes.mesh.pipeline
     layer = Named(kept_bytes(shape, sizes, stack, remat), "B a layer")
-    waiting = sizes.stage_layers * microbatches_in_flight(schedule, sizes.mesh)
-    working = Named(kept_bytes(shape, sizes, stack, "none"), "B of a layer in full")
-    if remat == "offload":
-        kept = [Term("offloaded to the host (not counted)", Number(0))]
-    else:
-        kept = [Term("kept activations", layer * waiting)]
-    # One layer is computed again in full, and its gradients are as large as what they belong to.
-    return [*kept, Term("working set of a layer", Number(stack.working_layers, "x") * working)]
+    once = sizes.stage_layers * layer if remat != "offload" else Number(0)
+    waiting = once * microbatches_in_flight(schedule, sizes.mesh)
+    working = Named(_working(shape, sizes, stack, remat), "B of a layer at work")
+    logits = Named(_logit_bytes(shape, sizes, stack), "B of logits")
+    last_stage = larger(once + larger(logits, working) - waiting - working, 0)
+    return [
+        Term("kept activations", waiting),
+        Term("working set of a layer", if_split(pipeline, working, larger(working - logits, 0))),
+        Term("logits", if_split(pipeline, last_stage, logits)),
+    ]
 
 
-def _logits(shape: ModelShape, sizes: Sizes, stack: Stack) -> Term:
+def _working(shape: ModelShape, sizes: Sizes, stack: Stack, remat: Remat) -> Formula:
+    """What one layer computes again, and gradients half as large as all that it has."""
+    full = Named(kept_bytes(shape, sizes, stack, "none"), "B of a layer in full")
+    kept = Named(kept_bytes(shape, sizes, stack, remat), "B of it kept")
+    return full - kept + 0.5 * full
+
+
+def _logit_bytes(shape: ModelShape, sizes: Sizes, stack: Stack) -> Formula:
     chunk = smaller(sizes.tokens, stack.loss_chunk) if stack.loss_chunk else sizes.tokens
     width = Number(shape.vocab, "vocab") / sizes.mesh.tensor
-    return Term("logits", chunk * width * Number(stack.logit_bytes, "B each"))
+    return chunk * width * Number(stack.logit_bytes, "B each")
 
 
 def _gathered(groups: Sequence[ParameterGroup], sizes: Sizes, stack: Stack) -> Term:
-    """What is gathered at one time, in use and on the way, with its gradient: layers, or the largest table."""
+    """What is whole over `fsdp` at one time: the unit in use and the next, and the gradient of one; or the head's table."""
     shards = sizes.mesh.fsdp * sizes.mesh.expert * sizes.mesh.context
-    layer = layer_elements(groups, sizes.mesh, ("tensor",), of="fsdp")
-    table = end_elements(groups, sizes.mesh, ("tensor",)) / 2
-    each = 2 * stack.gather_bytes + stack.reduce_bytes
-    size: Formula = larger(layer * each, table * (stack.gather_bytes + stack.reduce_bytes))
-    return Term("gathered parameters", if_split(shards, Named(size, "B gathered")))
+    unit = (
+        largest_matrix(groups, sizes.mesh, ("tensor",))
+        if stack.gathers == "matrix"
+        else layer_elements(groups, sizes.mesh, ("tensor",), of="fsdp")
+    )
+    tables = [group for group in groups if group.place != "layer" and group.elements > 10**6]
+    table = end_elements(tables, sizes.mesh, ("tensor",)) / max(len(tables), 1)
+    in_use = unit * Number(2 * stack.gather_bytes + stack.reduce_bytes, "B each")
+    at_the_end = table * Number(stack.gather_bytes + stack.table_gradient_bytes, "B each")
+    return Term(
+        "gathered parameters", if_split(shards, Named(larger(in_use, at_the_end), "B gathered"))
+    )

@@ -119,5 +119,6 @@ def _exchange_bandwidth(dim: Dim, factor: int, stride: int, others: int) -> floa
 
 def _hops(dim: Dim, factor: int, stride: int) -> float:
     if dim.wiring == "switch":
-        return 1
+        # A ring of neighbors: what NCCL does for gathers and scatters (NCCL 2.x, tuning of the ring algorithm).
+        return factor - 1
     return factor / 2 if _wraps(dim, factor) else (factor - 1) * stride

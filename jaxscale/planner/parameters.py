@@ -20,7 +20,10 @@ PLACES: tuple[Place, ...] = ("layer", "embedding", "head")
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """elements: of one layer, or of the whole table. split: mesh axes that divide them. layers: how many have it."""
+    """elements: of one layer, or of the whole table. split: mesh axes that divide them. layers: how many have it.
+
+    routed: experts, divided over `expert` in any case. matrices: of about equal size, that the elements make up.
+    """
 
     name: str
     elements: int
@@ -28,6 +31,7 @@ class ParameterGroup:
     place: Place = "layer"
     layers: int = 1
     routed: bool = False
+    matrices: int = 1
 
     @property
     def all_elements(self) -> int:
@@ -37,7 +41,7 @@ class ParameterGroup:
 def parameter_groups(shape: ModelShape) -> tuple[ParameterGroup, ...]:
     """The parameters of a transformer, as DEFAULT_RULES split them."""
     dense = (
-        (_group("mlp", shape.mlp_products * shape.embed * shape.mlp, shape.layers),)
+        (_mlp("mlp", shape, shape.mlp, shape.layers),)
         if shape.experts is None
         else _expert_groups(shape, shape.experts)
     )
@@ -81,6 +85,14 @@ def layer_elements(
     return total([_split(group, mesh, axes) / layers for group in listed])
 
 
+def largest_matrix(groups: Sequence[ParameterGroup], mesh: Mesh, axes: Sequence[str]) -> Formula:
+    """Elements of the largest matrix of a layer on one device, split over `axes` alone."""
+    listed = [group for group in groups if group.place == "layer" and "fsdp" in group.split]
+    return larger(
+        *(_split(group, mesh, axes) / (group.layers * group.matrices) for group in listed)
+    )
+
+
 def end_elements(groups: Sequence[ParameterGroup], mesh: Mesh, axes: Sequence[str]) -> Formula:
     """Elements of the embedding and the head on one device, split over `axes` alone."""
     return total([_split(group, mesh, axes) for group in groups if group.place != "layer"])
@@ -96,29 +108,39 @@ def _split(group: ParameterGroup, mesh: Mesh, axes: Sequence[str]) -> Formula:
     return result
 
 
-def _group(name: str, elements: int, layers: int, *split: str) -> ParameterGroup:
-    return ParameterGroup(name, elements, split or MATRIX, layers=layers)
+def _mlp(name: str, shape: ModelShape, width: int, layers: int) -> ParameterGroup:
+    products = shape.mlp_products
+    return ParameterGroup(
+        name, products * shape.embed * width, MATRIX, layers=layers, matrices=products
+    )
 
 
 def _attention(shape: ModelShape) -> ParameterGroup:
     if shape.latent is not None:
-        return _group("attention", latent_weights(shape, shape.latent), shape.layers)
-    heads = 2 * shape.heads + 2 * shape.kv_heads
-    return _group("attention", shape.embed * shape.head_dim * heads, shape.layers)
+        elements = latent_weights(shape, shape.latent)
+    else:
+        elements = 2 * shape.embed * shape.head_dim * (shape.heads + shape.kv_heads)
+    return ParameterGroup("attention", elements, MATRIX, layers=shape.layers, matrices=4)
 
 
 def _expert_groups(shape: ModelShape, experts: Experts) -> tuple[ParameterGroup, ...]:
     routed = shape.layers - experts.dense_layers
     one = shape.mlp_products * shape.embed * experts.mlp
     groups = [
-        ParameterGroup("experts", experts.count * one, EXPERT, layers=routed, routed=True),
+        ParameterGroup(
+            "experts",
+            experts.count * one,
+            EXPERT,
+            layers=routed,
+            routed=True,
+            matrices=shape.mlp_products,
+        ),
         ParameterGroup("router", shape.embed * experts.count, EMBED, layers=routed),
     ]
     if experts.shared:
-        groups.append(_group("shared experts", experts.shared * one, routed))
+        groups.append(_mlp("shared experts", shape, experts.shared * experts.mlp, routed))
     if experts.dense_layers:
-        dense = shape.mlp_products * shape.embed * experts.dense_mlp
-        groups.append(_group("mlp of dense layers", dense, experts.dense_layers))
+        groups.append(_mlp("mlp of dense layers", shape, experts.dense_mlp, experts.dense_layers))
     return tuple(groups)
 
 

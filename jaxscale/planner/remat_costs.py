@@ -2,6 +2,7 @@
 
 from jaxscale.planner.formula import Formula, Number
 from jaxscale.planner.layout import Remat
+from jaxscale.planner.model_flops import head_widths
 from jaxscale.planner.model_shape import ModelShape
 from jaxscale.planner.sizes import Sizes
 from jaxscale.planner.stack import Stack
@@ -22,9 +23,11 @@ _KEPT: dict[Remat, tuple[str, ...]] = {
 }
 
 
-def is_recomputed(component: str, remat: Remat) -> bool:
+def is_recomputed(component: str, remat: Remat, stack: Stack) -> bool:
     if remat == "none":
         return False
+    if remat == "dots" and component == "attention":
+        return not stack.keeps_attention
     if remat == "attention":
         return component == "attention"
     return component not in _KEPT[remat]
@@ -32,7 +35,7 @@ def is_recomputed(component: str, remat: Remat) -> bool:
 
 def recomputes_products(remat: Remat) -> bool:
     """Whether the split products of a layer, and so their collectives, run again."""
-    return is_recomputed("mlp", remat)
+    return remat in {"minimal", "full", "offload"}
 
 
 def kept_bytes(shape: ModelShape, sizes: Sizes, stack: Stack, remat: Remat) -> Formula:
@@ -51,6 +54,9 @@ def kept_bytes(shape: ModelShape, sizes: Sizes, stack: Stack, remat: Remat) -> F
     if remat == "minimal":
         return tokens * (stream + attention)
     if remat == "dots":
+        if not stack.keeps_attention:
+            result = shape.heads * head_widths(shape)[1] * stack.compute_bytes + 4 * shape.heads
+            attention = attention - Number(result, "B computed again") / split
         return tokens * (2 * stream + attention + (shape.mlp_products - 1) * inner)
     plain = stack.kept_streams * stream + attention + shape.mlp_products * inner
     if stack.attention == "fused" or remat == "attention":

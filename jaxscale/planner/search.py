@@ -7,7 +7,7 @@ is out, and only the rest is timed over every spread. The result is that of tryi
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +18,10 @@ from jaxscale.planner.candidates import Rule, Sizes, all_meshes, divisors, rules
 from jaxscale.planner.cost import Choice, Costs, costs
 from jaxscale.planner.formula import Formula, Table, Values, total
 from jaxscale.planner.layout import AXES, Layout, Remat, Schedule, ZeroStage, is_executable
-from jaxscale.planner.links import Links
+from jaxscale.planner.links import Links, as_columns
 from jaxscale.planner.parameters import ParameterGroup
 from jaxscale.planner.pins import Pins
-from jaxscale.planner.spread import distinct_spreads
+from jaxscale.planner.spread import Spread
 from jaxscale.planner.stack import Stack
 from jaxscale.planner.workload import Workload
 
@@ -29,7 +29,9 @@ REMATS: tuple[Remat, ...] = ("none", "dots", "minimal", "full", "offload")
 SCHEDULES: tuple[Schedule, ...] = ("1f1b", "interleaved", "zb-h1")
 ZEROS: tuple[ZeroStage, ...] = (0, 1)
 MAX_VIRTUAL_STAGES = 8
-_FIRST_TIMED = 256
+_TIMED_AT_ONCE = 256
+# Relative: no one trusts a model of links to less.
+_AS_GOOD = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,11 +68,16 @@ class Block:
     fits: NDArray[np.bool_]
 
     def layout(self, row: int) -> Layout:
-        sizes = {axis: int(self.columns[axis][row]) for axis in AXES}
+        number = {name: int(values[row]) for name, values in self.columns.items()}
         return Layout(
-            **sizes,
-            microbatches=int(self.columns["microbatches"][row]),
-            virtual_stages=int(self.columns["virtual_stages"][row]),
+            data=number["data"],
+            fsdp=number["fsdp"],
+            expert=number["expert"],
+            context=number["context"],
+            tensor=number["tensor"],
+            pipeline=number["pipeline"],
+            microbatches=number["microbatches"],
+            virtual_stages=number["virtual_stages"],
             remat=self.choice.remat,
             schedule=self.choice.schedule,
             zero=self.choice.zero,
@@ -135,12 +142,12 @@ def ranked(problem: Problem, candidates: Sequence[Block], count: int) -> list[Fo
     links = Links(problem.cluster, problem.efficiency.network)
     rows = _by_bound(candidates, links)
     best: dict[tuple[int, ...], Found] = {}
-    for start in range(0, len(rows), _FIRST_TIMED):
-        part = rows[start : start + _FIRST_TIMED]
-        if len(best) >= count and part[0][0] >= _nth(best, count):
+    for start in range(0, len(rows), _TIMED_AT_ONCE):
+        part = rows[start : start + _TIMED_AT_ONCE]
+        if len(best) >= count and part[0, 0] >= _nth(best, count):
             break
-        for found in _timed(problem, candidates, part, links):
-            key = tuple(found.layout.mesh.values())
+        for found in _timed(candidates, part, links):
+            key = _kind(found.layout)
             if key not in best or _order(found) < _order(best[key]):
                 best[key] = found
     return sorted(best.values(), key=_order)[:count]
@@ -164,6 +171,13 @@ def _order(found: Found) -> tuple[object, ...]:
         layout.virtual_stages,
         tuple(layout.spread.get(axis, ()) for axis in AXES),
     )
+
+
+def _kind(layout: Layout) -> tuple[int, ...]:
+    """Meshes of one kind: splitting parameters over `context` is listed where it is faster than over `fsdp`."""
+    mesh = layout.mesh
+    shared = mesh.pop("fsdp") * mesh.pop("context")
+    return (*mesh.values(), shared)
 
 
 def _nth(best: dict[tuple[int, ...], Found], count: int) -> float:
@@ -223,8 +237,8 @@ def _with_virtual_stages(
     return candidates[row], counts[column]
 
 
-def _by_bound(candidates: Sequence[Block], links: Links) -> list[tuple[float, int, int]]:
-    """(bound, block, row) of everything that fits, fastest bound first."""
+def _by_bound(candidates: Sequence[Block], links: Links) -> Values:
+    """[candidates, (bound, block, row)] of everything that fits, fastest bound first."""
     parts = []
     for index, block in enumerate(candidates):
         fitting = np.flatnonzero(block.fits)
@@ -236,53 +250,41 @@ def _by_bound(candidates: Sequence[Block], links: Links) -> list[tuple[float, in
         axes = np.sum([columns[axis] > 1 for axis in AXES], axis=0)
         parts.append(np.stack([bound, np.full(fitting.size, index), fitting, axes], axis=1))
     if not parts:
-        return []
+        return np.zeros((0, 4))
     everything = np.concatenate(parts)
     # Of equal bounds the simplest mesh comes first: the later ones can be no better.
     order = np.lexsort((everything[:, 2], everything[:, 1], everything[:, 3], everything[:, 0]))
-    return [(float(b), int(i), int(r)) for b, i, r, _ in everything[order[:_MOST_ROWS]]]
+    return everything[order]
 
 
-_MOST_ROWS = 200_000
-
-
-def _timed(
-    problem: Problem,
-    candidates: Sequence[Block],
-    rows: Sequence[tuple[float, int, int]],
-    links: Links,
-) -> Iterator[Found]:
+def _timed(candidates: Sequence[Block], rows: Values, links: Links) -> Iterator[Found]:
     """The best spread of each row."""
-    for index in sorted({block for _, block, _ in rows}):
-        block = candidates[index]
-        layouts = [block.layout(row) for _, owner, row in rows if owner == index]
-        yield from _best_spreads(problem, block, layouts, links)
+    owners = rows[:, 1].astype(int)
+    for index in np.unique(owners):
+        yield from _best_spreads(candidates[index], rows[owners == index, 2].astype(int), links)
 
 
-def _best_spreads(
-    problem: Problem, block: Block, layouts: Sequence[Layout], links: Links
-) -> Iterator[Found]:
-    pairs = [
-        (layout, spread)
-        for layout in layouts
-        for spread in distinct_spreads(problem.cluster, layout.mesh)
-    ]
-    if not pairs:
+def _best_spreads(block: Block, rows: NDArray[np.int64], links: Links) -> Iterator[Found]:
+    meshes = np.stack([block.columns[axis][rows] for axis in AXES], axis=1).astype(int)
+    laid = [links.spreads_of(tuple(mesh)) for mesh in meshes.tolist()]
+    counts = [len(spreads) for spreads, _ in laid]
+    if not sum(counts):
         return
-    columns = {axis: np.array([layout.mesh[axis] for layout, _ in pairs]) for axis in AXES}
-    columns["microbatches"] = np.array([layout.microbatches for layout, _ in pairs])
-    columns["virtual_stages"] = np.array([layout.virtual_stages for layout, _ in pairs])
-    table = Table(columns | links.columns([spread for _, spread in pairs]))
-    seconds = seconds_of(block.costs).over(table)
-    best: dict[int, tuple[float, int]] = {}
-    for position, (layout, _) in enumerate(pairs):
-        key = id(layout)
-        if key not in best or seconds[position] < best[key][0]:
-            best[key] = (float(seconds[position]), position)
-    for value, position in best.values():
-        layout, spread = pairs[position]
-        yield Found(value, _with_spread(layout, spread))
+    repeated = np.repeat(rows, counts)
+    columns = {name: values[repeated] for name, values in block.columns.items()}
+    table = Table(columns | as_columns(np.concatenate([speeds for _, speeds in laid])))
+    seconds = np.split(seconds_of(block.costs).over(table), np.cumsum(counts)[:-1])
+    for row, times, (spreads, _) in zip(rows, seconds, laid, strict=True):
+        if len(spreads):
+            yield _plainest(block.layout(int(row)), times, spreads)
 
 
-def _with_spread(layout: Layout, spread: dict[str, tuple[int, ...]]) -> Layout:
-    return Layout(**{**layout.__dict__, "spread": spread})
+def _plainest(layout: Layout, times: Values, spreads: Sequence[Spread]) -> Found:
+    """The fastest spread; of those that are as good as that, the one that keeps inner axes together on inner dims."""
+    good = np.flatnonzero(times <= times.min() * (1 + _AS_GOOD))
+
+    def apart(index: int) -> tuple[tuple[int, ...], ...]:
+        return tuple(spreads[index][axis][::-1] for axis in reversed(AXES))
+
+    chosen = min((int(index) for index in good), key=apart)
+    return Found(float(times[chosen]), replace(layout, spread=spreads[chosen]))

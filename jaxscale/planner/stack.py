@@ -18,12 +18,13 @@ class Stack:
     optimizer's state. kept_copy: a compute copy of all local parameters is kept beside the stored ones.
     attention: fused never writes scores to memory. causal_skip: fused attention leaves out what the mask hides.
     sequence_parallel: activations between split products are split over `tensor` too.
-    overlap: the share of compute behind which a collective can hide, by axis (0: it waits).
+    overlap: the share of a collective that can hide behind compute, by axis (0: everything waits for it).
     elementwise: passes over memory, as a multiple of those of fused loops.
     regather: whether the backward pass gathers parameters again (ZeRO stage 3).
-    kept_streams: arrays of the residual stream's width that a layer without remat keeps. working_layers: what
-    the backward pass of one layer needs, in layers kept in full. balanced: stages may have
-    different numbers of layers, so that the head counts as load.
+    kept_streams: arrays of the residual stream's width that a layer without remat keeps: the inputs and results of both
+    norms, and dropout masks. keeps_attention: whether the `dots` policy keeps what fused attention's backward pass needs.
+    gathers: what is gathered at a time. table_gradient_bytes: of the gradient of the head's table while it is whole.
+    balanced: stages may have different numbers of layers, so that the head counts as load.
     loss_chunk: tokens whose logits exist at one time (0: all of a microbatch). logit_bytes: of a logit and its gradient.
     overhead_bytes: memory of the framework that no formula has (context, communication buffers, fragmentation).
     host_seconds: time of a step that the devices wait for the host.
@@ -45,8 +46,10 @@ class Stack:
     overlap: Mapping[str, float]
     elementwise: float = 1.0
     regather: bool = True
-    kept_streams: float = 6.0
-    working_layers: float = 1.5
+    kept_streams: float = 4.0
+    gathers: Literal["matrix", "layer"] = "matrix"
+    table_gradient_bytes: float = 4
+    keeps_attention: bool = True
     balanced: bool = True
     loss_chunk: int = 0
     logit_bytes: float = 8
