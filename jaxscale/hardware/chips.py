@@ -16,7 +16,8 @@ class Chip:
     """One accelerator as JAX sees it.
 
     `kind_patterns` are regular expressions that match the whole of `jax.Device.device_kind`, whatever the case.
-    `peak_flops` maps a dtype name to FLOP/s of one device; `hbm_bandwidth` is bytes/s.
+    `peak_flops` maps a dtype name to FLOP/s of one device; `hbm_bandwidth` is bytes/s. `hbm_bytes` is the memory as it
+    is sold; what a program may take of it is `Cluster.usable_hbm`.
     """
 
     name: str
@@ -39,6 +40,16 @@ def _gpu_peak(bfloat16: float, *, float32: float, **narrow: float) -> Mapping[st
     )
 
 
+TPU_V3 = Chip(
+    name="TPU v3",
+    kind_patterns=(r"TPU v3",),
+    # Half a chip: 123e12 bfloat16, 32 GiB and 900 GB/s a chip, whose two cores JAX shows as two devices.
+    peak_flops=_tpu_peak(123e12 / 2),
+    hbm_bytes=16 * 2**30,
+    hbm_bandwidth=0.9e12 / 2,
+    source="Cloud TPU v3 system architecture page, per chip, divided by its two JAX devices; "
+    "How to Scale Your Model, 'TPU specs', has 140e12 a chip",
+)
 TPU_V4 = Chip(
     name="TPU v4",
     kind_patterns=(r"TPU v4",),
@@ -59,9 +70,10 @@ TPU_V5P = Chip(
     name="TPU v5p",
     kind_patterns=(r"TPU v5", r"TPU v5p"),
     peak_flops=_tpu_peak(459e12, int8=918e12),
-    hbm_bytes=95 * 2**30,
+    hbm_bytes=96e9,
     hbm_bandwidth=2.765e12,
-    source="Cloud TPU comparison table on the TPU7x page (95 GiB, 2765 GB/s)",
+    source="Cloud TPU comparison table on the TPU7x page (2765 GB/s; 95 GiB, which programs see); "
+    "How to Scale Your Model, 'TPU specs' (96 GB)",
 )
 TPU_V6E = Chip(
     name="TPU v6e",
@@ -107,6 +119,26 @@ H100_SXM = Chip(
     hbm_bandwidth=3.35e12,
     source="NVIDIA H100 Tensor Core GPU datasheet, SXM5, halved from the figures with sparsity",
 )
+H100_96GB = Chip(
+    name="H100 96GB HBM2e",
+    kind_patterns=(),  # Reports itself as `NVIDIA H100`, which says nothing of clocks or power.
+    peak_flops=H100_SXM.peak_flops,
+    hbm_bytes=96e9,
+    hbm_bandwidth=2.4e12,
+    source="torchtitan benchmarks/llama3_h100_202412_torchtitan.md: 96 GB HBM2e at 2.4 TB/s, power capped at 500 W; "
+    "peak of the SXM5 board, as torchtitan divides by it",
+)
+H800 = Chip(
+    name="H800",
+    kind_patterns=(r"(NVIDIA )?H800",),
+    peak_flops=_gpu_peak(
+        989.4e12, float32=494.7e12, int8=1979e12, float8_e4m3fn=1979e12, float8_e5m2=1979e12
+    ),
+    hbm_bytes=80e9,
+    hbm_bandwidth=3.35e12,
+    source="H100 SXM with a slower NVLink; no primary source prints its dense peaks (How to Scale Your Model has "
+    "1.513e15 for float8, which is the PCIe board's)",
+)
 H200 = Chip(
     name="H200",
     kind_patterns=(r"(NVIDIA )?H200( SXM)?",),
@@ -141,8 +173,8 @@ GB200 = Chip(
 )
 
 CHIPS = (
-    TPU_V4, TPU_V5E, TPU_V5P, TPU_V6E, TPU_V7X,
-    A100_40GB, A100_80GB, H100_SXM, H200, B200, GB200,
+    TPU_V3, TPU_V4, TPU_V5E, TPU_V5P, TPU_V6E, TPU_V7X,
+    A100_40GB, A100_80GB, H100_SXM, H100_96GB, H800, H200, B200, GB200,
 )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from jaxscale.hardware import CHIPS, find_chip
     ("device_kind", "name"),
     [
         # Spellings from JAX's own TPU table and from nvidia-smi, which XLA passes on.
+        ("TPU v3", "TPU v3"),
         ("TPU v4", "TPU v4"),
         ("TPU v5 lite", "TPU v5e"),
         ("TPU v5e", "TPU v5e"),
@@ -21,6 +22,7 @@ from jaxscale.hardware import CHIPS, find_chip
         ("NVIDIA A100-SXM4-80GB", "A100 80GB"),
         ("NVIDIA A100 80GB PCIe", "A100 80GB"),
         ("NVIDIA H100 80GB HBM3", "H100 SXM"),
+        ("NVIDIA H800", "H800"),
         ("NVIDIA H200", "H200"),
         ("NVIDIA B200", "B200"),
         ("NVIDIA GB200", "GB200"),
@@ -36,7 +38,7 @@ def test_each_spelling_of_jax_finds_its_chip(device_kind: str, name: str) -> Non
 @pytest.mark.parametrize(
     "device_kind",
     # Other boards of the same families have other clocks: a wrong peak is worse than a measured one.
-    ["cpu", "", "NVIDIA H100 PCIe", "NVIDIA H100 NVL", "NVIDIA H200 NVL", "TPU v4 lite", "TPU v3"],
+    ["cpu", "", "NVIDIA H100 PCIe", "NVIDIA H100 NVL", "NVIDIA H200 NVL", "TPU v4 lite", "TPU v2"],
 )
 def test_a_board_with_another_peak_is_not_mistaken_for_one_we_know(device_kind: str) -> None:
     assert find_chip(device_kind) is None
