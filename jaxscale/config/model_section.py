@@ -65,6 +65,32 @@ class RopeScalingSection(BaseModel):
         return self
 
 
+class ExpertsSection(BaseModel):
+    """Routed MLPs in place of one (planned, not trained yet)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    count: PositiveInt = Field(description="Experts of a layer.")
+    per_token: PositiveInt = Field(description="Experts that each token goes to.")
+    mlp_dim: PositiveInt = Field(description="Width of one expert.")
+    shared: NonNegativeInt = Field(default=0, description="Experts that every token goes to.")
+    dense_layers: NonNegativeInt = Field(
+        default=0, description="Leading layers with one MLP of width model.mlp_dim instead."
+    )
+
+
+class LatentAttentionSection(BaseModel):
+    """Low-rank queries, keys and values (DeepSeek-V2; planned, not trained yet)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    query_rank: PositiveInt = Field(description="Width of compressed queries.")
+    kv_rank: PositiveInt = Field(description="Width of compressed keys and values.")
+    nope_dim: PositiveInt = Field(description="Width of a head's key without positions.")
+    rope_dim: PositiveInt = Field(description="Width of a head's rotary key, shared by the heads.")
+    value_dim: PositiveInt = Field(description="Width of a head's value.")
+
+
 class ModelSection(BaseModel):
     """A decoder transformer by family and sizes, or `build`: a function that returns the user's own NNX module.
 
@@ -135,6 +161,12 @@ class ModelSection(BaseModel):
     qk_norm: bool | None = Field(
         default=None, description="Whether queries and keys are normalized per head (RMS)."
     )
+    experts: ExpertsSection | None = Field(
+        default=None, description="Routed MLPs (planned, not trained yet)."
+    )
+    latent_attention: LatentAttentionSection | None = Field(
+        default=None, description="Low-rank attention (planned, not trained yet)."
+    )
     build: str | None = Field(
         default=None,
         description="Your own model: 'package.module:function' or 'file.py:function', called with rngs and args.",
@@ -166,6 +198,11 @@ class ModelSection(BaseModel):
             raise ValueError(f"a model of family {self.family} needs {', '.join(missing)}")
         if self.args:
             raise ValueError("args are for build; a family takes its sizes as keys of this section")
+
+    @property
+    def planned_only(self) -> bool:
+        """Whether this is a model that the planner lays out and the trainer does not run yet."""
+        return self.experts is not None or self.latent_attention is not None
 
     def _check_build(self) -> None:
         extra = sorted(self.model_fields_set - {"build", "args"})

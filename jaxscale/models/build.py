@@ -22,9 +22,14 @@ from jaxscale.models.transformer import Transformer
 def model_builder(section: ModelSection) -> Build:
     """The function that makes the module from random streams.
 
-    Raises UserError where sizes do not fit, or the user's builder is not found, cannot be called as
+    Raises UserError where sizes do not fit, for a model that can only be planned yet, or where the user's builder is not found, cannot be called as
     function(rngs=..., **args), or (when called) returns something other than an nnx.Module.
     """
+    if section.planned_only:
+        raise UserError(
+            "models with experts or latent_attention can be planned (jaxscale plan), not built or trained yet: leave "
+            "model.experts and model.latent_attention out"
+        )
     if section.build is None:
         return functools.partial(Transformer, resolve(section))
     return _user_build(section.build, section.args)

@@ -1,5 +1,7 @@
 """The planner's view of a configured model: its sizes, and its parameters as its own description has them."""
 
+from dataclasses import replace
+
 from jaxscale.config.model_section import ModelSection
 from jaxscale.errors import UserError
 from jaxscale.models.architecture import Architecture
@@ -7,8 +9,8 @@ from jaxscale.models.build import model_builder
 from jaxscale.models.description import Description, ParamSpec, blueprint
 from jaxscale.models.families import resolve
 from jaxscale.parallel.rules import DEFAULT_RULES
-from jaxscale.planner.model_shape import ModelShape
-from jaxscale.planner.parameters import EMBED, ParameterGroup, Place
+from jaxscale.planner.model_shape import Experts, LatentAttention, ModelShape
+from jaxscale.planner.parameters import EMBED, ParameterGroup, Place, parameter_groups
 
 
 def shape_of(section: ModelSection, name: str) -> ModelShape:
@@ -18,7 +20,8 @@ def shape_of(section: ModelSection, name: str) -> ModelShape:
             f"model.build: {section.build}: the planner lays out transformers described by family and sizes; give the "
             "plan of a module of your own by hand (plan.data, plan.fsdp, plan.tensor)"
         )
-    return shape_of_architecture(resolve(section), name)
+    shape = shape_of_architecture(resolve(section), name)
+    return replace(shape, experts=_experts(section), latent=_latent(section))
 
 
 def shape_of_architecture(arch: Architecture, name: str) -> ModelShape:
@@ -39,12 +42,44 @@ def shape_of_architecture(arch: Architecture, name: str) -> ModelShape:
 
 
 def groups_of(section: ModelSection) -> tuple[ParameterGroup, ...]:
-    """One group a parameter of the module itself, split as the default rules split it."""
+    """One group a parameter of the module itself, split as the default rules split it.
+
+    A model that cannot be built yet has the groups that its sizes say.
+    """
+    if section.planned_only:
+        return parameter_groups(shape_of(section, ""))
     return groups_of_description(blueprint(model_builder(section)).description)
 
 
 def groups_of_description(description: Description) -> tuple[ParameterGroup, ...]:
     return tuple(_group(path, spec) for path, spec in description.items())
+
+
+def _experts(section: ModelSection) -> Experts | None:
+    experts = section.experts
+    if experts is None:
+        return None
+    return Experts(
+        count=experts.count,
+        per_token=experts.per_token,
+        mlp=experts.mlp_dim,
+        shared=experts.shared,
+        dense_layers=experts.dense_layers,
+        dense_mlp=(section.mlp_dim or 0) if experts.dense_layers else 0,
+    )
+
+
+def _latent(section: ModelSection) -> LatentAttention | None:
+    latent = section.latent_attention
+    if latent is None:
+        return None
+    return LatentAttention(
+        query_rank=latent.query_rank,
+        kv_rank=latent.kv_rank,
+        nope_dim=latent.nope_dim,
+        rope_dim=latent.rope_dim,
+        value_dim=latent.value_dim,
+    )
 
 
 def _group(path: str, spec: ParamSpec) -> ParameterGroup:
