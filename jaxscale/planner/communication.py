@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from jaxscale.planner.formula import Column, Formula, Named, Number, if_split, smaller
 from jaxscale.planner.layout import Remat
 from jaxscale.planner.model_shape import ModelShape
-from jaxscale.planner.network import exchange_seconds, gather_seconds, reduce_seconds
+from jaxscale.planner.network import exchange_seconds, gather_seconds, reduce_seconds, wire_share
 from jaxscale.planner.parameters import ParameterGroup, end_elements, layer_elements, local_elements
 from jaxscale.planner.remat_costs import recomputes_products
 from jaxscale.planner.sizes import Sizes
@@ -50,7 +50,7 @@ def communication_terms(
     passes = sizes.mesh.microbatches * sizes.stage_layers
     terms = [
         _tensor(shape, sizes, stack, remat, passes),
-        *(_gathered(axis, groups, sizes, stack, passes) for axis in GATHERED),
+        *(_gathered(axis, shape, groups, sizes, stack, passes) for axis in GATHERED),
         _data(groups, sizes, stack),
         _context(shape, sizes, stack, passes),
         _pipeline(shape, sizes, stack),
@@ -76,8 +76,10 @@ def hide(terms: Sequence[Term], stack: Stack, compute: Compute) -> list[Term]:
 
 
 def _term(component: str, axis: str, sizes: Sizes, seconds: Formula, moved: Formula) -> Term:
+    """moved: V; a device takes (n - 1) / n of it from others."""
     size = getattr(sizes.mesh, axis)
-    return Term(component, if_split(size, seconds), axis, if_split(size, moved))
+    wire = if_split(size, moved * wire_share(size))
+    return Term(component, if_split(size, seconds), axis, wire)
 
 
 def _stream(shape: ModelShape, sizes: Sizes, stack: Stack) -> Formula:
@@ -86,41 +88,70 @@ def _stream(shape: ModelShape, sizes: Sizes, stack: Stack) -> Formula:
 
 
 def _tensor(shape: ModelShape, sizes: Sizes, stack: Stack, remat: Remat, passes: Formula) -> Term:
+    """With activations split between the products, a layer gathers at both inputs and scatters at both outputs; backward
+    it gathers the gradients of the outputs, gathers the inputs again for the weights' gradients, and scatters theirs.
+    Recomputing gathers no more than that, and scatters what a later product needs. Without the split, gather and scatter
+    make one all-reduce, forward and backward.
+    """
     stream = _stream(shape, sizes, stack)
-    sums = 6 if recomputes_products(remat) else 4
-    # The embedding's rows are summed, and the head's input is gathered and its gradient summed.
-    ends = 2 * sizes.mesh.microbatches
-    count = sums * passes + ends
+    again = recomputes_products(remat)
+    if stack.sequence_parallel:
+        gathers, scatters = 6.0, 2.0 + stack.input_gradients
+        scatters += (1 if stack.prunes else 2) * again
+    else:
+        gathers = scatters = 6.0 if again else 4.0
+    # The embedding's rows are summed; the head's input is gathered, and its gradient summed.
+    ends = sizes.mesh.microbatches
+    moves = gathers * passes + 2 * ends + _scatter(stack) * (scatters * passes + ends)
     return _term(
         "activations over tensor",
         "tensor",
         sizes,
-        count * reduce_seconds(stream, "tensor"),
-        2 * count * stream,
+        moves * gather_seconds(stream, "tensor"),
+        moves * stream,
     )
+
+
+def _scatter(stack: Stack) -> float:
+    """Gathers that a scatter costs as much as."""
+    return 1.0 if stack.scatters else 2.0
 
 
 def _gathered(
     axis: str,
+    shape: ModelShape,
     groups: Sequence[ParameterGroup],
     sizes: Sizes,
     stack: Stack,
     passes: Formula,
 ) -> Term:
-    """Parameters gathered over one axis, and gradients scattered: axes further in have not been gathered yet."""
+    """Parameters gathered over one axis, and gradients scattered: axes further in have not been gathered yet.
+
+    Layers are gathered forward and (stage 3) backward, tables once.
+    """
     inner = GATHERED[GATHERED.index(axis) + 1 :]
     kept = ("tensor", *inner)
     layer = layer_elements(groups, sizes.mesh, kept, of=axis)
     ends = end_elements(groups, sizes.mesh, kept)
     gathers = 2 if stack.regather else 1
-    each = gathers * stack.gather_bytes + stack.reduce_bytes
+    each = gathers * stack.gather_bytes + _scatter(stack) * stack.reduce_bytes
     volume = Named(each * layer, "B a layer")
-    rest = Named(each * ends, "B of embedding and head")
-    moved = passes * volume + sizes.mesh.microbatches * rest
-    seconds = passes * gather_seconds(volume, axis) + sizes.mesh.microbatches * gather_seconds(
-        rest, axis
-    )
-    return _term(f"parameters and gradients over {axis}", axis, sizes, seconds, moved)
+    rest = Named(_table_bytes(shape, stack) * ends, "B of embedding and head")
+    microbatches = sizes.mesh.microbatches
+    seconds = passes * gather_seconds(volume, axis) + microbatches * gather_seconds(rest, axis)
+    component = f"parameters and gradients over {axis}"
+    return _term(component, axis, sizes, seconds, passes * volume + microbatches * rest)
+
+
+def _table_bytes(shape: ModelShape, stack: Stack) -> float:
+    """Bytes an element of the embedding and the head on their way, gathered and summed.
+
+    A tied table is summed for each of its two uses, and what they add up to is scattered.
+    """
+    if stack.table_sums:
+        once = stack.gather_bytes + 2 * stack.compute_bytes
+        return once + 3 * stack.compute_bytes if shape.tied else once
+    return 2 * stack.gather_bytes + _scatter(stack) * stack.reduce_bytes
 
 
 def _data(groups: Sequence[ParameterGroup], sizes: Sizes, stack: Stack) -> Term:

@@ -25,19 +25,27 @@ class Speeds:
 
 @dataclass(frozen=True)
 class Part:
-    """A component of a layer (or of the head): seconds forward and backward of one microbatch on one device."""
+    """A component of a layer (or of the head): seconds forward and backward of one microbatch on one device.
+
+    again: seconds of computing it once more in the backward pass, where the policy does not keep it.
+    """
 
     component: str
     forward: Formula
     backward: Formula
+    again: Formula | None = None
+
+    @property
+    def recomputation(self) -> Formula:
+        return self.forward if self.again is None else self.again
 
 
 def layer_parts(shape: ModelShape, sizes: Sizes, stack: Stack, speeds: Speeds) -> list[Part]:
     """The components of one mean layer."""
     mlp = (
-        [_dense_mlp(shape, shape.mlp, sizes, speeds, "mlp", 1.0)]
+        [_dense_mlp(shape, shape.mlp, sizes, stack, speeds, "mlp", 1.0)]
         if shape.experts is None
-        else _expert_parts(shape, shape.experts, sizes, speeds)
+        else _expert_parts(shape, shape.experts, sizes, stack, speeds)
     )
     return [
         _projections(shape, sizes, speeds),
@@ -99,10 +107,13 @@ def _attention(shape: ModelShape, sizes: Sizes, stack: Stack, speeds: Speeds) ->
     if stack.attention == "fused":
         keys = sizes.keys if stack.causal_skip else sizes.all_keys
         flops = 2 * sizes.tokens * keys * width
+        forward = flops / speeds.attention_forward
         return Part(
             "attention",
-            flops / speeds.attention_forward,
+            forward,
             2.5 * flops / speeds.attention_backward,
+            # The output of the kernel is not needed again, the normalizers are.
+            0.5 * forward if stack.prunes else forward,
         )
     flops = 2 * sizes.tokens * sizes.all_keys * width
     scores = sizes.tokens * sizes.all_keys * Number(shape.heads, "heads") / sizes.mesh.tensor
@@ -115,26 +126,36 @@ _SCORE_BYTES = 13
 
 
 def _dense_mlp(
-    shape: ModelShape, width: int, sizes: Sizes, speeds: Speeds, name: str, share: float
+    shape: ModelShape,
+    width: int,
+    sizes: Sizes,
+    stack: Stack,
+    speeds: Speeds,
+    name: str,
+    share: float,
 ) -> Part:
     tensor, embed = sizes.mesh.tensor, Number(shape.embed, "embed")
     inner = Number(width, "mlp") / tensor
     up = _product(sizes.tokens, embed, (shape.mlp_products - 1) * inner, 2, speeds)
     down = _product(sizes.tokens, inner, embed, 2, speeds)
     forward = share * (up + down) if share != 1 else up + down
-    return Part(name, forward, 2 * forward)
+    return Part(name, forward, 2 * forward, share * up if stack.prunes else forward)
 
 
-def _expert_parts(shape: ModelShape, experts: Experts, sizes: Sizes, speeds: Speeds) -> list[Part]:
+def _expert_parts(
+    shape: ModelShape, experts: Experts, sizes: Sizes, stack: Stack, speeds: Speeds
+) -> list[Part]:
     """Routed products: every expert's weights pass through memory whatever few tokens it gets."""
     routed = (shape.layers - experts.dense_layers) / shape.layers
     parts = [_routed_mlp(shape, experts, sizes, speeds, routed)]
     if experts.shared:
         width = experts.shared * experts.mlp
-        parts.append(_dense_mlp(shape, width, sizes, speeds, "shared experts", routed))
+        parts.append(_dense_mlp(shape, width, sizes, stack, speeds, "shared experts", routed))
     if experts.dense_layers:
         parts.append(
-            _dense_mlp(shape, experts.dense_mlp, sizes, speeds, "mlp of dense layers", 1 - routed)
+            _dense_mlp(
+                shape, experts.dense_mlp, sizes, stack, speeds, "mlp of dense layers", 1 - routed
+            )
         )
     return parts
 

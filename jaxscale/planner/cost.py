@@ -107,7 +107,7 @@ def _seconds(part: Part, remat: Remat, stack: Stack) -> Formula:
 
 def _backward(part: Part, remat: Remat, stack: Stack) -> Formula:
     return (
-        part.backward + part.forward
+        part.backward + part.recomputation
         if is_recomputed(part.component, remat, stack)
         else part.backward
     )

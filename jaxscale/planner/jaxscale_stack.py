@@ -29,10 +29,15 @@ def jaxscale_stack(
         matmul_dtype="bfloat16" if narrow else "float32",
         compute_bytes=compute_bytes,
         gather_bytes=compute_bytes,
-        reduce_bytes=compute_bytes,
+        # The weights' gradients leave their products in fp32, and are scattered so.
+        reduce_bytes=4,
         moments_bytes=moments_bytes,
         loss_chunk=loss_chunk,
         logit_bytes=8 + compute_bytes,
+        prunes=True,
+        scatters=kind != "cpu",
+        input_gradients=5,
+        table_sums=True,
         overlap=_OVERLAP | {"tensor": _TENSOR_OVERLAP[kind]},
         source="jaxscale.training and jaxscale.parallel, compared with what the compiler makes of them",
     )

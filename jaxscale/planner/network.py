@@ -72,6 +72,11 @@ def reduce_seconds(volume: Formula, axis: str) -> Formula:
     return Number(2) * gather_seconds(volume, axis)
 
 
+def wire_share(size: Formula) -> Formula:
+    """The part of V that a device takes from others: (n - 1) / n."""
+    return (size - 1) / size
+
+
 def exchange_seconds(volume: Formula, axis: str) -> Formula:
     """An all-to-all of V bytes, all devices together."""
     return volume / Column(f"{axis}_exchange_bandwidth", "B/s exchanged") + Column(

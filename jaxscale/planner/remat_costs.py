@@ -51,11 +51,11 @@ def kept_bytes(shape: ModelShape, sizes: Sizes, stack: Stack, remat: Remat) -> F
     tokens = sizes.tokens
     if remat in {"full", "offload"}:
         return tokens * stream
+    result = shape.heads * head_widths(shape)[1] * stack.compute_bytes + 4 * shape.heads
     if remat == "minimal":
-        return tokens * (stream + attention)
+        return tokens * (stream + Number(result, "B of attention") / split)
     if remat == "dots":
         if not stack.keeps_attention:
-            result = shape.heads * head_widths(shape)[1] * stack.compute_bytes + 4 * shape.heads
             attention = attention - Number(result, "B computed again") / split
         return tokens * (2 * stream + attention + (shape.mlp_products - 1) * inner)
     plain = stack.kept_streams * stream + attention + shape.mlp_products * inner

@@ -24,6 +24,10 @@ class Stack:
     kept_streams: arrays of the residual stream's width that a layer without remat keeps: the inputs and results of both
     norms, and dropout masks. keeps_attention: whether the `dots` policy keeps what fused attention's backward pass needs.
     gathers: what is gathered at a time. table_gradient_bytes: of the gradient of the head's table while it is whole.
+    prunes: the compiler leaves out of a recomputation what nothing needs (the last product of the MLP, the product with
+    values). scatters: a reduce-scatter is one, or is made of an all-reduce and a slice. input_gradients: how many sums over
+    `tensor` the gradients of a layer's two normalized inputs take. table_sums: gradients of the embedding and the head are
+    summed whole over the axes that share them, in compute_bytes, as often.
     balanced: stages may have different numbers of layers, so that the head counts as load.
     loss_chunk: tokens whose logits exist at one time (0: all of a microbatch). logit_bytes: of a logit and its gradient.
     overhead_bytes: memory of the framework that no formula has (context, communication buffers, fragmentation).
@@ -50,6 +54,10 @@ class Stack:
     gathers: Literal["matrix", "layer"] = "matrix"
     table_gradient_bytes: float = 4
     keeps_attention: bool = True
+    prunes: bool = False
+    scatters: bool = True
+    input_gradients: int = 2
+    table_sums: bool = False
     balanced: bool = True
     loss_chunk: int = 0
     logit_bytes: float = 8
