@@ -147,7 +147,7 @@ def _expert_parts(
 ) -> list[Part]:
     """Routed products: every expert's weights pass through memory whatever few tokens it gets."""
     routed = (shape.layers - experts.dense_layers) / shape.layers
-    parts = [_routed_mlp(shape, experts, sizes, speeds, routed)]
+    parts = [_routed_mlp(shape, experts, sizes, stack, speeds, routed)]
     if experts.shared:
         width = experts.shared * experts.mlp
         parts.append(_dense_mlp(shape, width, sizes, stack, speeds, "shared experts", routed))
@@ -161,7 +161,12 @@ def _expert_parts(
 
 
 def _routed_mlp(
-    shape: ModelShape, experts: Experts, sizes: Sizes, speeds: Speeds, share: float
+    shape: ModelShape,
+    experts: Experts,
+    sizes: Sizes,
+    stack: Stack,
+    speeds: Speeds,
+    share: float,
 ) -> Part:
     tensor, embed = sizes.mesh.tensor, Number(shape.embed, "embed")
     chosen = sizes.tokens * Number(experts.per_token, "experts each")
@@ -173,7 +178,10 @@ def _routed_mlp(
         * (shape.mlp_products * embed * inner * 2)
     )
     rows = chosen * (2 * shape.mlp_products * (embed + inner))
-    forward = share * (flops / speeds.flops + (weights + rows) / speeds.memory)
+    # Rows are put in the order of their experts and back: read and written twice.
+    moved = chosen * (_MOVED_BYTES * embed)
+    products = flops / (speeds.flops * Number(stack.grouped_speed, "grouped"))
+    forward = share * (products + (weights + rows + moved) / speeds.memory)
     return Part("experts", forward, 2 * forward)
 
 
@@ -187,6 +195,7 @@ def _elementwise(shape: ModelShape, sizes: Sizes, stack: Stack, speeds: Speeds) 
     return Part("elementwise and norms", forward, 2 * forward)
 
 
+_MOVED_BYTES = 8
 # Two norms (read, write) and two residual sums (read two, write one), two bytes each.
 _RESIDUAL_BYTES = 20
 

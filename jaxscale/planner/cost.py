@@ -76,14 +76,15 @@ def costs(
 
 
 def speeds_of(cluster: Cluster, stack: Stack, efficiency: Efficiency) -> Speeds:
-    peak = Number(cluster.chip.peak_flops[stack.matmul_dtype], "FLOP/s")
-    wide = Number(cluster.chip.peak_flops["bfloat16"], "FLOP/s")
+    peak = cluster.chip.peak_flops
     reached = efficiency.products * stack.efficiency
+    # Fused attention multiplies in 16 bits whatever the weights' products do.
+    wide = Number(peak["bfloat16" if stack.compute_bytes < 4 else "float32"], "FLOP/s")
+    attention = reached * stack.attention_speed
     return Speeds(
-        flops=peak * Number(reached, "reached"),
-        attention_forward=wide * Number(efficiency.attention_forward * stack.efficiency, "reached"),
-        attention_backward=wide
-        * Number(efficiency.attention_backward * stack.efficiency, "reached"),
+        flops=Number(peak[stack.matmul_dtype], "FLOP/s") * Number(reached, "reached"),
+        attention_forward=wide * Number(attention * efficiency.attention_forward, "reached"),
+        attention_backward=wide * Number(attention * efficiency.attention_backward, "reached"),
         memory=Number(cluster.chip.hbm_bandwidth, "B/s") * Number(efficiency.memory, "reached"),
     )
 

@@ -16,6 +16,8 @@ class Stack:
     Bytes an element: param_bytes as parameters are stored, compute_bytes of activations, gather_bytes of parameters on
     the way, gradient_bytes as gradients are kept, reduce_bytes as they are summed over devices, moments_bytes of the
     optimizer's state. kept_copy: a compute copy of all local parameters is kept beside the stored ones.
+    attention_speed: of a fused attention beside the chip family's (FlashAttention-2 and its like).
+    grouped_speed: of products grouped by expert beside those of whole matrices.
     attention: fused never writes scores to memory. causal_skip: fused attention leaves out what the mask hides.
     sequence_parallel: activations between split products are split over `tensor` too.
     overlap: the share of a collective that can hide behind compute, by axis (0: everything waits for it).
@@ -46,6 +48,8 @@ class Stack:
     moments_bytes: float = 8
     attention: Literal["fused", "unfused"] = "fused"
     causal_skip: bool = True
+    attention_speed: float = 1.0
+    grouped_speed: float = 1.0
     sequence_parallel: bool = True
     overlap: Mapping[str, float]
     elementwise: float = 1.0
