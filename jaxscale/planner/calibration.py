@@ -17,6 +17,7 @@ class Efficiency:
 
     attention_forward, attention_backward: of that, in fused attention. memory: of peak bandwidth, in elementwise passes.
     network: of link bandwidth, in collectives. error: of a step time, relative: plans nearer than that are ties.
+    memory_error: of a peak, relative: what a plan leaves free.
     """
 
     products: float
@@ -25,6 +26,7 @@ class Efficiency:
     memory: float = 0.85
     network: float = 0.85
     error: float = 0.05
+    memory_error: float = 0.05
     source: str = ""
 
 

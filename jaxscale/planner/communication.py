@@ -9,7 +9,7 @@ back (Lepikhin et al. 2020); `pipeline` hands the residual stream on. `data` sum
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from jaxscale.planner.formula import Column, Formula, Named, Number, if_split, smaller
+from jaxscale.planner.formula import Column, Formula, Named, Number, if_less, if_split, smaller
 from jaxscale.planner.layout import Remat
 from jaxscale.planner.model_shape import ModelShape
 from jaxscale.planner.network import exchange_seconds, gather_seconds, reduce_seconds, wire_share
@@ -135,12 +135,23 @@ def _gathered(
     ends = end_elements(groups, sizes.mesh, kept)
     gathers = 2 if stack.regather else 1
     each = gathers * stack.gather_bytes + _scatter(stack) * stack.reduce_bytes
-    volume = Named(each * layer, "B a layer")
-    rest = Named(_table_bytes(shape, stack) * ends, "B of embedding and head")
+    narrow = 2 * (gathers + 1) * stack.gather_bytes
+    table = _table_bytes(shape, stack)
+    volume = Named(_if_narrow(shape, sizes, stack, narrow, each) * layer, "B a layer")
+    rest_each = _if_narrow(shape, sizes, stack, table + stack.gather_bytes, table)
+    rest = Named(rest_each * ends, "B of embedding and head")
     microbatches = sizes.mesh.microbatches
     seconds = passes * gather_seconds(volume, axis) + microbatches * gather_seconds(rest, axis)
     component = f"parameters and gradients over {axis}"
     return _term(component, axis, sizes, seconds, passes * volume + microbatches * rest)
+
+
+def _if_narrow(
+    shape: ModelShape, sizes: Sizes, stack: Stack, narrow: float, otherwise: float
+) -> Formula:
+    """Bytes an element where the shards of `embed` are too narrow for the compiler to gather them."""
+    shards = sizes.mesh.fsdp * sizes.mesh.expert * sizes.mesh.context
+    return if_less(Number(shape.embed) / shards, stack.narrow, narrow, otherwise)
 
 
 def _table_bytes(shape: ModelShape, stack: Stack) -> float:

@@ -130,9 +130,10 @@ class Operation(Formula):
         return _COMPUTE[self.symbol](*(table.values(operand) for operand in self.operands))
 
     def text(self, table: Table, row: int) -> str:
-        if self.symbol == "if_split":
-            size, *choices = self.operands
-            return choices[0 if size.at(table, row) > 1 else 1].text(table, row)
+        if self.symbol == "if_less":
+            left, right, *choices = self.operands
+            taken = 0 if left.at(table, row) < right.at(table, row) else 1
+            return choices[taken].text(table, row)
         if self.symbol not in _RANK:
             listed = ", ".join(operand.text(table, row) for operand in self.operands)
             return f"{self.symbol}({listed})"
@@ -154,9 +155,19 @@ def rounded_up(operand: Formula | float) -> Formula:
     return Operation("ceil", (as_formula(operand),))
 
 
+def if_less(
+    left: Formula | float,
+    right: Formula | float,
+    value: Formula | float,
+    otherwise: Formula | float,
+) -> Formula:
+    """`value` where left < right, else `otherwise`. It is printed as the one that was taken."""
+    return Operation("if_less", tuple(map(as_formula, (left, right, value, otherwise))))
+
+
 def if_split(size: Formula, value: Formula | float, otherwise: Formula | float = 0.0) -> Formula:
     """`value` where an axis has more than one device, else `otherwise`."""
-    return Operation("if_split", (size, as_formula(value), as_formula(otherwise)))
+    return if_less(1, size, value, otherwise)
 
 
 def total(terms: "list[Formula]") -> Formula:
@@ -191,8 +202,8 @@ def _minimum(*values: Values) -> Values:
     return result
 
 
-def _if_split(size: Values, value: Values, otherwise: Values) -> Values:
-    return np.where(size > 1, value, otherwise)
+def _if_less(left: Values, right: Values, value: Values, otherwise: Values) -> Values:
+    return np.where(left < right, value, otherwise)
 
 
 _COMPUTE: Mapping[str, Callable[..., Values]] = {
@@ -203,7 +214,7 @@ _COMPUTE: Mapping[str, Callable[..., Values]] = {
     "max": _maximum,
     "min": _minimum,
     "ceil": np.ceil,
-    "if_split": _if_split,
+    "if_less": _if_less,
 }
 # How tightly an infix operation binds.
 _RANK = {"+": 1, "-": 1, "x": 2, "/": 2}

@@ -36,6 +36,8 @@ def jaxscale_stack(
         logit_bytes=8 + compute_bytes,
         prunes=True,
         scatters=kind != "cpu",
+        # Lanes of a TPU's vectors. Seen with 64 shards of 4,096: docs/benchmarks/planner/compiled.json.
+        narrow=128 if kind == "tpu" else 0,
         input_gradients=5,
         table_sums=True,
         overlap=_OVERLAP | {"tensor": _TENSOR_OVERLAP[kind]},

@@ -31,7 +31,7 @@ ZEROS: tuple[ZeroStage, ...] = (0, 1)
 MAX_VIRTUAL_STAGES = 8
 _TIMED_AT_ONCE = 256
 # Relative: no one trusts a model of links to less.
-_AS_GOOD = 0.01
+_AS_GOOD = 0.03
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Block:
-    """Candidates that share a choice, as columns. peak: bytes. bound: seconds that no spread can beat."""
+    """Candidates that share a choice, as columns. peak: bytes. fits: with room for the error of that."""
 
     choice: Choice
     costs: Costs
@@ -134,7 +134,8 @@ def blocks(problem: Problem, meshes: Sizes) -> Iterator[Block]:
             choice,
         )
         peak = total([term.exposed for term in terms.memory]).over(Table(columns))
-        yield Block(choice, terms, columns, peak, peak <= problem.cluster.usable_hbm)
+        usable = problem.cluster.usable_hbm / (1 + problem.efficiency.memory_error)
+        yield Block(choice, terms, columns, peak, peak <= usable)
 
 
 def ranked(problem: Problem, candidates: Sequence[Block], count: int) -> list[Found]:

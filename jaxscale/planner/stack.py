@@ -27,7 +27,8 @@ class Stack:
     norms, and dropout masks. keeps_attention: whether the `dots` policy keeps what fused attention's backward pass needs.
     gathers: what is gathered at a time. table_gradient_bytes: of the gradient of the head's table while it is whole.
     prunes: the compiler leaves out of a recomputation what nothing needs (the last product of the MLP, the product with
-    values). scatters: a reduce-scatter is one, or is made of an all-reduce and a slice. input_gradients: how many sums over
+    values). scatters: a reduce-scatter is one, or is made of an all-reduce and a slice. narrow: elements of a shard of `embed` under which a
+    gather is made of an all-reduce of the whole matrix. input_gradients: how many sums over
     `tensor` the gradients of a layer's two normalized inputs take. table_sums: gradients of the embedding and the head are
     summed whole over the axes that share them, in compute_bytes, as often.
     balanced: stages may have different numbers of layers, so that the head counts as load.
@@ -60,6 +61,7 @@ class Stack:
     keeps_attention: bool = True
     prunes: bool = False
     scatters: bool = True
+    narrow: int = 0
     input_gradients: int = 2
     table_sums: bool = False
     balanced: bool = True
