@@ -29,8 +29,7 @@ def jaxscale_stack(
         matmul_dtype="bfloat16" if narrow else "float32",
         compute_bytes=compute_bytes,
         gather_bytes=compute_bytes,
-        # The weights' gradients leave their products in fp32, and are scattered so.
-        reduce_bytes=4,
+        reduce_bytes=compute_bytes,
         moments_bytes=moments_bytes,
         loss_chunk=loss_chunk,
         logit_bytes=8 + compute_bytes,

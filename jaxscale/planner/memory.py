@@ -79,10 +79,13 @@ def _activations(
 
 
 def _working(shape: ModelShape, sizes: Sizes, stack: Stack, remat: Remat) -> Formula:
-    """What one layer computes again, and gradients half as large as all that it has."""
+    """What one layer computes again, gradients half as large as all that it has, and over `tensor` the gathered inputs of
+    its two pairs of split products and their gradients."""
     full = Named(kept_bytes(shape, sizes, stack, "none"), "B of a layer in full")
     kept = Named(kept_bytes(shape, sizes, stack, remat), "B of it kept")
-    return full - kept + 0.5 * full
+    stream = sizes.tokens * Number(shape.embed * stack.compute_bytes, "B of embed")
+    gathered = if_split(sizes.mesh.tensor, 4 * stream) if stack.sequence_parallel else Number(0)
+    return full - kept + 0.5 * full + gathered
 
 
 def _logit_bytes(shape: ModelShape, sizes: Sizes, stack: Stack) -> Formula:
