@@ -34,7 +34,7 @@ def critical_contraction(flops: float, link: float) -> float:
 def matmul_seconds(
     rows: int, inner: int, columns: int, *, element_bytes: float, flops: float, bandwidth: float
 ) -> tuple[float, Bound]:
-    """The longer of arithmetic and of memory traffic of [rows, inner] x [inner, columns], and which it is. "Rooflines"."""
+    """The longer of arithmetic and memory traffic of [rows, inner] x [inner, columns], and which it is. "Rooflines"."""
     math_seconds = 2 * rows * inner * columns / flops
     moved = element_bytes * (rows * inner + inner * columns + rows * columns)
     memory_seconds = moved / bandwidth
@@ -54,8 +54,8 @@ def sharded_axis_tokens(flops: float, bandwidth: float, *, sparsity: float = 1) 
 def mixed_tokens(intensity: float, mlp: float, axes: float, overlap: Overlap) -> float:
     """Tokens a chip below which no mix of FSDP and tensor parallelism is bound by arithmetic.
 
-    "Training", mixed FSDP and tensor parallelism. intensity: a = C / W of one axis; axes: M_X M_Y. The first revision of
-    the book adds the two communications (4 a^2 / (M_X M_Y F)), later ones overlap them (a^2 / (M_X M_Y F)).
+    "Training", mixed FSDP and tensor parallelism. intensity: a = C / W of one axis; axes: M_X M_Y. The first revision
+    of the book adds the two communications (4 a^2 / (M_X M_Y F)), later ones overlap them (a^2 / (M_X M_Y F)).
     """
     return (4 if overlap == "sum" else 1) * intensity**2 / (axes * mlp)
 
@@ -91,7 +91,7 @@ def weight_stationary_chips(mlp_over_embed: float) -> float:
 
 
 def expert_intensity(mlp: float, experts: float) -> float:
-    """FLOPs a byte of an all-to-all over `experts` devices of one axis: 4 M / EP. MaxText, "Customizing TPU configs"."""
+    """FLOPs a byte of an all-to-all over `experts` devices of an axis: 4 M / EP. MaxText, "Customizing TPU configs"."""
     return 4 * mlp / experts
 
 

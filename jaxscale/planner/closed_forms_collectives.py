@@ -1,7 +1,7 @@
 """Times of collectives in closed form, over rings of a torus and over trees of switches.
 
-Source: Austin et al., "How to Scale Your Model" (2025), "Sharded matrices" (rings) and "GPUs" (switches). V is the whole
-array in bytes: what an all-gather returns, what a reduce-scatter is given.
+Source: Austin et al., "How to Scale Your Model" (2025), "Sharded matrices" (rings) and "GPUs" (switches). V is the
+whole array in bytes: what an all-gather returns, what a reduce-scatter is given.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ REACHED_SHARE = 370 / 450
 
 
 def ring_seconds(collective: Collective, volume: float, link: float, *, axes: int = 1) -> float:
-    """Over `axes` wrapped axes, whatever their length. link: bytes/s one way. "Sharded matrices", table of collectives."""
+    """Over `axes` wrapped axes, whatever their length. link: bytes/s one way. "Sharded matrices", the table."""
     return RING_FACTORS[collective] * volume / (2 * link * axes)
 
 
@@ -53,7 +53,7 @@ def switch_seconds(collective: Collective, volume: float, port: float, size: int
 
 
 def level_bandwidth(port: float, degree: int) -> float:
-    """V over the time of an all-gather at one level of a tree of switches: W D / (D - 1). "GPUs", cross-node collectives."""
+    """V over the time of an all-gather at one level of a tree: W D / (D - 1). "GPUs", cross-node collectives."""
     return port * degree / (degree - 1)
 
 

@@ -3,13 +3,13 @@
 s: tokens of a sequence, b: sequences of a microbatch, h: width, a: heads, t: tensor parallelism.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 # Korthikanti et al. 2022 (arXiv:2205.05198), table 2.
 ActivationPolicy = Literal[
     "none", "tensor", "tensor+sequence", "tensor+selective", "tensor+sequence+selective", "full"
 ]
-BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "float8": 1.0, "int8": 1.0, "int4": 0.5}
+POLICIES: tuple[ActivationPolicy, ...] = get_args(ActivationPolicy)
 # bfloat16 parameters and two float32 moments, as How to Scale Your Model counts Adam ("Training", data parallelism).
 ADAM_BYTES = 10.0
 # What a layer without rematerialization keeps, in arrays of batch x embed ("Transformers", gradient checkpointing).
@@ -33,7 +33,7 @@ def layer_activation_bytes(
 
 
 def interleaved_memory_factor(p: float, m: float) -> float:
-    """Activations of the first stage over those of plain 1F1B, m chunks a device: 1 + (p - 1) / (p m) (ibid., 4.2.3)."""
+    """Activations of the first stage over those of 1F1B, m chunks a device: 1 + (p - 1) / (p m) (ibid., 4.2.3)."""
     return 1 + (p - 1) / (p * m)
 
 
@@ -59,7 +59,7 @@ def megatron_bytes_per_parameter(dp: float = 1, *, distributed: bool = False) ->
 
 
 def mixed_precision_bytes(parameters: float, *, float32_gradients: bool = False) -> float:
-    """16 bytes a parameter (bf16 parameters and gradients, fp32 master and moments), 20 with a fp32 gradient accumulator.
+    """16 bytes a parameter (bf16 parameters and gradients, fp32 master and moments), 20 with fp32 gradients beside.
 
     The Ultra-Scale Playbook, "Memory for weights, gradients and optimizer states".
     """

@@ -14,7 +14,7 @@ Schedule = Literal[
 
 
 def bubble_over_ideal(p: float, m: float, v: float = 1) -> float:
-    """Idle time over that of the work: (p - 1) / (v m), GPipe and 1F1B with v = 1 (Narayanan et al., 2.2.1 and 2.2.2)."""
+    """Idle time over that of the work: (p - 1) / (v m), GPipe and 1F1B with v = 1 (Narayanan et al., 2.2)."""
     return (p - 1) / (v * m)
 
 

@@ -1,26 +1,18 @@
 """Textbook formulas against small simulations and searches, and against the worked answers of their sources."""
 
 import math
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
+from planner_truth.evaluate import evaluate_case
+from planner_truth.scoring import score
+from published import FILE
 
 from jaxscale.planner import closed_forms as forms
 from jaxscale.planner import closed_forms_collectives as collectives
 from jaxscale.planner import closed_forms_memory as memory
 from jaxscale.planner import closed_forms_pipeline as pipeline
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "scripts/bench"))
-
-from planner_truth.cases import load_cases
-from planner_truth.evaluate import evaluate_case
-from planner_truth.scoring import score
-
-CASES = ROOT / "tests/data/planner_truth/cases.json"
-FILE = load_cases(CASES)
 # Printed answers that do not follow from what is printed beside them; the file says so of the second.
 CONFLICTS = {
     # 3.8e18 / 5e13, of 4.1e18 / 5.6e13 for the pod in question: both numbers were rounded before dividing.
@@ -30,8 +22,8 @@ CONFLICTS = {
 }
 # Id prefixes of problems that need no whole layout. The others of their sources are measurements.
 SOURCES = (
-    "sb-", "kor-t2", "kor-actmem", "kor-5x", "kor-bubble", "kor-inter", "usp-", "zero-", "meg-", "zb-", "dsv3-b", "mt-f",
-    "mt-ep", "mt-tp", "mt-pp", "mt-bubble", "sc21-bubble", "sc21-days", "sc21-pp", "sc21-ckpt", "bloom-104b",
+    "sb-", "kor-t2", "kor-actmem", "kor-5x", "kor-bubble", "kor-inter", "usp-", "zero-", "meg-", "zb-", "dsv3-b",
+    "mt-f", "mt-ep", "mt-tp", "mt-pp", "mt-bubble", "sc21-bubble", "sc21-days", "sc21-pp", "sc21-ckpt", "bloom-104b",
 )  # fmt: skip
 
 

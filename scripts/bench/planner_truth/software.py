@@ -1,0 +1,233 @@
+"""The software that published runs used: facts of its structure, with where they are said. Nothing is fitted here."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from jaxscale.planner.layout import Remat, Schedule
+from jaxscale.planner.stack import Stack
+
+JAX_AXES = ("data", "fsdp", "expert", "context", "tensor")
+MEGATRON_AXES = ("data", "expert", "context", "tensor", "pipeline")
+_NOTHING_HIDES: Mapping[str, float] = dict.fromkeys((*JAX_AXES, "pipeline", "keys", "tokens"), 0.0)
+_ALL_HIDES: Mapping[str, float] = dict.fromkeys(_NOTHING_HIDES, 1.0)
+# NCCL's kernels take part of a GPU from the products that they run beside.
+_NCCL_HIDES = {**_ALL_HIDES, "fsdp": 0.6}
+# Of the 3 to 6 GB that a PyTorch process keeps, what is left beside the CUDA context, which clusters keep back already.
+_TORCH_OVERHEAD = 2.5e9
+
+
+@dataclass(frozen=True)
+class Software:
+    """words: whose names for rematerialization it uses. axes: the kinds of parallelism it has.
+
+    flops: the convention of its TFLOP/s, where a row names none (see `conventions`).
+    remat, zero, schedule: what it does unless a row says otherwise (None: differs from run to run). whole_batch:
+    without a pipeline and without a word about accumulation, a step is one pass.
+    """
+
+    stack: Stack
+    words: str
+    axes: tuple[str, ...]
+    flops: str
+    remat: Remat | None = None
+    zero: int = 0
+    schedule: Schedule = "1f1b"
+    whole_batch: bool = True
+
+
+MAXTEXT = Software(
+    Stack(
+        name="maxtext",
+        # XLA runs gathers and scatters of parameters beside compute, those of tensor parallelism inside the products
+        # (Wang et al., ASPLOS 2023, on TPU v4). Tokens wait for their experts.
+        overlap={**_ALL_HIDES, "expert": 0.0, "tokens": 0.0},
+        reduce_bytes=2,
+        logit_bytes=2,
+        # On v5p its Mixtral 8x7B reaches 0.80 of its Llama 2 70B's MFU (its tiering guide: 52.6 and 65.4 %); experts are
+        # six tenths of the time, so grouped products run at about 0.7 of whole ones.
+        grouped_speed=0.7,
+        prunes=True,
+        source="MaxText base.yml: fp32 weights and AdamW state, bf16 products; XLA's latency-hiding scheduler;"
+        " 16-bit logits, whose gradient takes their place",
+    ),
+    words="jax",
+    axes=JAX_AXES,
+    flops="active+causal",
+)
+LEVANTER = Software(
+    Stack(
+        name="levanter",
+        overlap={**_ALL_HIDES, "tensor": 0.0},  # TPU v3: before what MaxText's has.
+        attention="unfused",
+        causal_skip=False,
+        prunes=True,
+        source="Levanter 1.0 release note: fp32 parameters, bf16 products, FSDP, gradient"
+        " checkpointing of every block; no fused attention on TPU v3",
+    ),
+    words="jax",
+    axes=("data", "fsdp", "tensor"),
+    flops="6N+12LTD",
+    remat="full",
+)
+LLM_FOUNDRY = Software(
+    Stack(
+        name="llm-foundry",
+        overlap=_NCCL_HIDES,
+        # Triton's kernel of FlashAttention 1: FlashAttention-2 (arXiv:2307.08691, figures 4 and 5) is about 1.7 times as
+        # fast.
+        attention_speed=0.6,
+        elementwise=2.0,
+        gathers="layer",
+        logit_bytes=4,
+        overhead_bytes=_TORCH_OVERHEAD,
+        source="llm-foundry benchmarking README: PyTorch FSDP, eager, flash attention, fp32 master and reduction"
+        " (amp_bf16); its fused cross-entropy writes the gradient over 16-bit logits",
+    ),
+    words="torch",
+    axes=("data", "fsdp"),
+    flops="6N+12LTD",
+)
+TORCHTITAN = Software(
+    Stack(
+        name="torchtitan",
+        overlap={**_NCCL_HIDES, "tensor": 0.0, "pipeline": 0.0},
+        gathers="layer",
+        logit_bytes=8,
+        overhead_bytes=_TORCH_OVERHEAD,
+        source="torchtitan benchmarks: FSDP2 with bf16 gathers and fp32 reduction, torch.compile, SDPA; tensor"
+        " parallelism waits unless it is asynchronous",
+    ),
+    words="torch",
+    axes=(*JAX_AXES, "pipeline"),
+    flops="6N+12LTD",
+)
+MEGATRON = Software(
+    Stack(
+        name="megatron",
+        overlap=_NOTHING_HIDES,
+        attention="unfused",
+        causal_skip=False,
+        # 18 bytes a parameter; ZeRO 1 splits the last 12, master and moments.
+        param_bytes=2,
+        gradient_bytes=4,
+        moments_bytes=12,
+        sequence_parallel=False,
+        elementwise=1.5,
+        balanced=False,
+        logit_bytes=10,
+        overhead_bytes=_TORCH_OVERHEAD,
+        source="Narayanan et al. 2021, Korthikanti et al. 2022: kernels fused by hand, scores in memory, no overlap",
+    ),
+    words="megatron",
+    axes=MEGATRON_AXES,
+    flops="96Bslh^2",
+    remat="full",
+    whole_batch=False,
+)
+MEGATRON_DEEPSPEED = replace(
+    MEGATRON,
+    stack=replace(
+        MEGATRON.stack,
+        name="megatron-deepspeed",
+        balanced=True,
+        gradient_bytes=2,
+        reduce_bytes=2,
+        moments_bytes=16,
+        overhead_bytes=_TORCH_OVERHEAD + 2e9,
+        source="BLOOM, bigscience tr11: ZeRO 1 keeps fp32 gradients of its part beside master and moments, and two"
+        " buckets of 5e8 16-bit elements; embeddings count as layers",
+    ),
+)
+# What Megatron was measured against: no model parallelism, 16-bit gathers and reductions beside compute.
+DEEPSPEED = replace(
+    MEGATRON,
+    stack=replace(
+        MEGATRON.stack,
+        name="deepspeed",
+        overlap={**_NOTHING_HIDES, "fsdp": 1.0},
+        gathers="layer",
+        reduce_bytes=2,
+        gradient_bytes=2,
+        source="Narayanan et al. 2021, section 5.2: DeepSpeed ZeRO 3",
+    ),
+    axes=("data", "fsdp"),
+)
+MEGATRON_CORE = replace(
+    MEGATRON,
+    stack=replace(
+        MEGATRON.stack,
+        name="megatron-core",
+        attention="fused",
+        causal_skip=True,
+        overlap={**_NOTHING_HIDES, "data": 1.0, "tensor": 0.5, "pipeline": 1.0},
+        sequence_parallel=True,
+        elementwise=1.0,
+        source="Megatron-Core: Transformer Engine, distributed optimizer, gradients, parameters and tensor parallelism"
+        " overlapped",
+    ),
+    flops="72BLsh^2",
+    remat=None,
+    zero=1,
+)
+LLAMA3 = replace(
+    MEGATRON_CORE,
+    stack=replace(
+        MEGATRON_CORE.stack,
+        name="llama3",
+        overlap={**_NOTHING_HIDES, "data": 1.0, "fsdp": 1.0, "pipeline": 1.0},
+        regather=False,
+        source="Llama 3 (arXiv:2407.21783) section 3.3.2: FSDP that keeps gathered parameters for the backward pass, an"
+        " interleaved schedule, no activation checkpointing",
+    ),
+    axes=(*JAX_AXES, "pipeline"),
+    flops="active+causal",
+    remat="none",
+    zero=2,
+    schedule="interleaved",
+)
+DEEPSEEK = Software(
+    Stack(
+        name="deepseek",
+        overlap=_ALL_HIDES,
+        matmul_dtype="float8_e4m3fn",
+        param_bytes=2,
+        overhead_bytes=_TORCH_OVERHEAD,
+        source="DeepSeek-V3 (arXiv:2412.19437) sections 3.2 and 3.3: DualPipe hides all communication; float8 products,"
+        " bf16 moments beside a fp32 master; norms and up-projections are computed again",
+    ),
+    words="megatron",
+    axes=MEGATRON_AXES,
+    flops="active+causal",
+    remat="dots",
+    zero=1,
+    whole_batch=False,
+)
+
+BY_PREFIX: Mapping[str, Software] = {
+    "mt": MAXTEXT,
+    "tr": MAXTEXT,
+    "levanter": LEVANTER,
+    "llf": LLM_FOUNDRY,
+    "tt": TORCHTITAN,
+    "sc21": MEGATRON,
+    "kor": MEGATRON,
+    "mtnlg": MEGATRON,
+    "megatron2020": MEGATRON,
+    "meg": MEGATRON,
+    "bloom": MEGATRON_DEEPSPEED,
+    "gptneox": MEGATRON_DEEPSPEED,
+    "mcore": MEGATRON_CORE,
+    "dsv3": DEEPSEEK,
+}
+# Words of an id and its source, where a prefix is new.
+BY_SOURCE = (
+    (r"maxtext|tpu-recipes|palm|t5x|pax", MAXTEXT),
+    (r"levanter", LEVANTER),
+    (r"llm-foundry|mosaic", LLM_FOUNDRY),
+    (r"torchtitan", TORCHTITAN),
+    (r"bigscience|neox|deepspeed", MEGATRON_DEEPSPEED),
+    (r"deepseek", DEEPSEEK),
+    (r"llama.?3 paper|2407.21783|herd of models", LLAMA3),
+    (r"megatron-core|mcore|nemo", MEGATRON_CORE),
+    (r"megatron|narayanan|korthikanti|opt-175", MEGATRON),
+)

@@ -1,0 +1,103 @@
+"""Which software ran a case, and how: dtypes, sequence parallelism, sharding."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+
+from jaxscale.planner import calibration
+from jaxscale.planner.stack import Stack
+from planner_truth.cases import Case
+from planner_truth.figures import DTYPES
+from planner_truth.meshes import given_mesh
+from planner_truth.software import (
+    BY_PREFIX,
+    BY_SOURCE,
+    DEEPSPEED,
+    MAXTEXT,
+    MEGATRON,
+    TORCHTITAN,
+    Software,
+)
+
+
+def software_of(case: Case) -> Software:
+    """By id prefix, else by what the source says, else by the kind of hardware."""
+    software = BY_PREFIX.get(case.prefix) or _by_source(case)
+    if software is MEGATRON and given_mesh(case.given).get("fsdp", 1) > 1:
+        software = DEEPSPEED  # Megatron has no ZeRO 3: those rows are of what it is compared with.
+    stack = replace(software.stack, efficiency=stack_efficiency(software.stack.name))
+    return replace(software, stack=_as_run(stack, case))
+
+
+def _by_source(case: Case) -> Software:
+    words = f"{case.id} {case.source}".lower()
+    found = next((software for pattern, software in BY_SOURCE if re.search(pattern, words)), None)
+    return found or (MAXTEXT if "tpu" in str(case.given.get("hw", "")) else TORCHTITAN)
+
+
+def stack_efficiency(name: str) -> float:
+    """The one constant of a software stack, a factor on its chip family's; 1 for one that was never calibrated."""
+    table: Mapping[str, float] = vars(calibration).get("STACK_EFFICIENCY", {})
+    return table.get(name, 1.0)
+
+
+def _as_run(stack: Stack, case: Case) -> Stack:
+    for adapt in (_with_dtypes, _with_gradient_dtype, _with_sharding, _with_tensor_options):
+        stack = adapt(stack, case)
+    return stack
+
+
+def _with_dtypes(stack: Stack, case: Case) -> Stack:
+    """`fp8`, `fp8-tensorwise`, `fp8 + fp8 all-gather`, `amp_fp8`, int8 products."""
+    fields = ("compute_dtype", "matmul_dtype", "dtype", "mixed_precision")
+    words = " ".join(str(case.given.get(name, "")) for name in fields).lower()
+    names = ("fp8", "float8", "int8", "bf16", "fp16")
+    kind = next((DTYPES[name] for name in names if name in words), stack.matmul_dtype)
+    gather = 1.0 if re.search(r"(fp8|float8) all-?gather", words) else stack.gather_bytes
+    return replace(stack, matmul_dtype=kind, gather_bytes=gather)
+
+
+def _with_gradient_dtype(stack: Stack, case: Case) -> Stack:
+    """Composer's `bf16` or PURE reduces in 16 bits; DeepSpeed's BF16 optimizer adds up fp32 gradients beside."""
+    if str(case.given.get("mixed_precision", "")).lower() in {"bf16", "pure"}:
+        return replace(stack, reduce_bytes=2)
+    precision = str(case.given.get("precision", "")).lower()
+    if stack.gradient_bytes == 2 and re.search("bf16 optimizer|fp32 grad", precision):
+        return replace(stack, gradient_bytes=6)
+    return stack
+
+
+def _with_sharding(stack: Stack, case: Case) -> Stack:
+    """FSDP's SHARD_GRAD_OP, and torchtitan in a pipeline, keep gathered parameters until the backward pass.
+
+    Without a compiler nothing fuses.
+    """
+    keeps = stack.name == "torchtitan" and given_mesh(case.given).get("pipeline", 1) > 1
+    if keeps or case.given.get("sharding") == "SHARD_GRAD_OP":
+        stack = replace(stack, regather=False)
+    if case.given.get("compile") is False:
+        stack = replace(stack, elementwise=max(2.0, stack.elementwise))
+    return stack
+
+
+def _with_tensor_options(stack: Stack, case: Case) -> Stack:
+    """Asynchronous tensor parallelism, Megatron's sequence parallelism, and MaxText before its fused attention."""
+    if stack.name == "torchtitan" and "asynctp" in f"{case.id} {case.note}".lower():
+        return replace(stack, overlap={**stack.overlap, "tensor": 1.0})
+    if stack.name == "megatron":
+        return replace(stack, sequence_parallel=_is_sequence_parallel(case))
+    if stack.name == "maxtext" and "v4" in str(case.given.get("hw", "")):
+        return replace(
+            stack, attention="unfused", causal_skip=False
+        )  # Its tables of v4 are of April 2023.
+    return stack
+
+
+def _is_sequence_parallel(case: Case) -> bool:
+    """Korthikanti et al. 2022: named as an axis or a policy, or meant by selective recomputation in whole runs."""
+    given, mesh = case.given, case.given.get("mesh", {})
+    words = f"{given.get('remat', '')} {given.get('policy', '')}".lower()
+    if "no sequence" in words:
+        return False
+    is_named = "sequence" in words or (isinstance(mesh, Mapping) and "sequence" in mesh)
+    return is_named or "selective" in str(given.get("remat", "")).lower()
