@@ -104,6 +104,11 @@ def _gathered(groups: Sequence[ParameterGroup], sizes: Sizes, stack: Stack) -> T
     )
     tables = [group for group in groups if group.place != "layer" and group.elements > 10**6]
     table = end_elements(tables, sizes.mesh, ("tensor",)) / max(len(tables), 1)
+    if not stack.regather:
+        # Everything stays whole between the passes, and so do the gradients until they are scattered.
+        local = local_elements(groups, sizes.mesh, ("tensor",))
+        whole = local * Number(stack.gather_bytes + stack.reduce_bytes, "B each")
+        return Term("gathered parameters", if_split(shards, Named(whole, "B gathered")))
     in_use = unit * Number(2 * stack.gather_bytes + stack.reduce_bytes, "B each")
     at_the_end = table * Number(stack.gather_bytes + stack.table_gradient_bytes, "B each")
     return Term(
