@@ -26,6 +26,7 @@ class Chip:
     hbm_bytes: float
     hbm_bandwidth: float
     source: str
+    multiprocessors: int = 0
 
 
 def _tpu_peak(bfloat16: float, **narrow: float) -> Mapping[str, float]:
@@ -99,6 +100,7 @@ A100_40GB = Chip(
     hbm_bytes=40e9,
     hbm_bandwidth=1.555e12,
     source="NVIDIA A100 Tensor Core GPU datasheet",
+    multiprocessors=108,
 )
 A100_80GB = Chip(
     name="A100 80GB",
@@ -107,6 +109,7 @@ A100_80GB = Chip(
     hbm_bytes=80e9,
     hbm_bandwidth=2.0e12,
     source="NVIDIA A100 Tensor Core GPU datasheet (SXM 2039 GB/s, PCIe 1935 GB/s)",
+    multiprocessors=108,
 )
 # The PCIe and NVL boards have other clocks and peaks: they deliberately match nothing here.
 H100_SXM = Chip(
@@ -118,6 +121,7 @@ H100_SXM = Chip(
     hbm_bytes=80e9,
     hbm_bandwidth=3.35e12,
     source="NVIDIA H100 Tensor Core GPU datasheet, SXM5, halved from the figures with sparsity",
+    multiprocessors=132,
 )
 H100_96GB = Chip(
     name="H100 96GB HBM2e",
@@ -127,6 +131,7 @@ H100_96GB = Chip(
     hbm_bandwidth=2.4e12,
     source="torchtitan benchmarks/llama3_h100_202412_torchtitan.md: 96 GB HBM2e at 2.4 TB/s, power capped at 500 W; "
     "peak of the SXM5 board, as torchtitan divides by it",
+    multiprocessors=132,
 )
 H800 = Chip(
     name="H800",
@@ -138,6 +143,7 @@ H800 = Chip(
     hbm_bandwidth=3.35e12,
     source="H100 SXM with a slower NVLink; no primary source prints its dense peaks (How to Scale Your Model has "
     "1.513e15 for float8, which is the PCIe board's)",
+    multiprocessors=132,
 )
 H200 = Chip(
     name="H200",
@@ -148,6 +154,7 @@ H200 = Chip(
     hbm_bytes=141e9,
     hbm_bandwidth=4.8e12,
     source="NVIDIA H200 Tensor Core GPU datasheet, SXM, halved from the figures with sparsity",
+    multiprocessors=132,
 )
 B200 = Chip(
     name="B200",
@@ -159,6 +166,7 @@ B200 = Chip(
     hbm_bandwidth=8.0e12,
     source="NVIDIA HGX B200 datasheet, one of eight, halved from the figures with sparsity; "
     "memory as in How to Scale Your Model, 'GPU specs'",
+    multiprocessors=148,
 )
 GB200 = Chip(
     name="GB200",
@@ -170,6 +178,7 @@ GB200 = Chip(
     hbm_bandwidth=8.0e12,
     source="NVIDIA GB200 NVL72 datasheet, one of 72, halved from the figures with sparsity "
     "(360 PFLOP/s bfloat16, 13.4 TB, 576 TB/s); How to Scale Your Model uses 2250e12 and 192 GB",
+    multiprocessors=148,
 )
 
 CHIPS = (

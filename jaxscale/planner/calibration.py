@@ -46,7 +46,7 @@ FAMILIES: Mapping[str, Efficiency] = MappingProxyType(
         "v5p": Efficiency(0.72, **_TPU, source=_FITTED),
         "v6e": Efficiency(0.68, **_TPU, source=_FITTED),
         "v7x": Efficiency(0.60, **_TPU, source=_FITTED),
-        "a100": Efficiency(0.77, **_AMPERE, source=_FITTED),
+        "a100": Efficiency(0.79, **_AMPERE, source=_FITTED),
         "hopper": Efficiency(0.62, **_HOPPER, source=_FITTED),
         "blackwell": Efficiency(0.62, **_HOPPER, source="taken from hopper: no published row"),
         "cpu": Efficiency(0.7, 0.5, 0.5, source="no claim: CPU devices share one machine"),
@@ -55,12 +55,12 @@ FAMILIES: Mapping[str, Efficiency] = MappingProxyType(
 # A factor on the chip family's; a stack that is not here, ours too, has 1.
 STACK_EFFICIENCY: Mapping[str, float] = MappingProxyType(
     {
-        "deepspeed": 0.52,
-        "llm-foundry": 1.06,
+        "deepspeed": 0.51,
+        "llm-foundry": 1.05,
         "maxtext": 1.03,
-        "megatron": 1.17,
-        "megatron-deepspeed": 0.85,
-        "torchtitan": 0.65,
+        "megatron": 1.20,
+        "megatron-deepspeed": 0.84,
+        "torchtitan": 0.64,
     }
 )
 # By the words of a chip's name, the more special first.

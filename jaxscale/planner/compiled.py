@@ -11,11 +11,11 @@ from typing import Any
 
 import jax
 
-from jaxscale.errors import UserError
 from jaxscale.planner.hlo.collectives import Collective, collectives
 from jaxscale.planner.hlo.execution import Executed, executed
 from jaxscale.planner.hlo.products import product_flops
 from jaxscale.planner.hlo.text import parse_module
+from jaxscale.planner.refusal import DoesNotFit, read_refusal
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class CompiledFacts:
     """One device's part of a compiled program.
 
     argument_bytes, output_bytes, alias_bytes: as the compiler lays them out (TPUs pad to tiles); outputs that take the
-    place of arguments are in alias_bytes. temp_bytes: the arena of everything else. peak_bytes: what lives at once, which
-    the compiler counts in its own way (without arguments' padding, by its own schedule): compare both.
+    place of arguments are in alias_bytes. temp_bytes: the arena of everything else. peak_bytes: what lives at once, as
+    the compiler counts it (on TPUs it can be less than arguments and temporaries together): compare both.
     dot_flops: 2 m n k of every matrix product that runs, loops multiplied.
     opaque: library calls whose work cannot be counted, with their runs.
     unread_loops: loops whose trips could not be read; what is in them counts once.
@@ -44,18 +44,6 @@ class CompiledFacts:
     def needed_bytes(self) -> int:
         """What the device must have for the program: arguments, temporaries, and outputs with a place of their own."""
         return self.argument_bytes + self.temp_bytes + self.output_bytes - self.alias_bytes
-
-
-class DoesNotFit(UserError):
-    """The compiler's word that a program takes more memory than a device has. Bytes of one device.
-
-    needed: all of it, or, where the compiler gave up before it counted the rest, temporaries alone (`is_partial`).
-    """
-
-    def __init__(self, needed: int, available: int, *, is_partial: bool, text: str) -> None:
-        self.needed, self.available = needed, available
-        self.is_partial, self.text = is_partial, text
-        super().__init__(_does_not_fit_words(self))
 
 
 def compile_facts(
@@ -79,8 +67,7 @@ def compile_facts(
         raise refusal from None
     facts = read_compiled(compiled, mesh_shape)
     if available is not None and facts.needed_bytes > available:
-        text = _sizes_words(facts)
-        raise DoesNotFit(facts.needed_bytes, int(available), is_partial=False, text=text)
+        raise DoesNotFit(facts.needed_bytes, int(available), parts=_words(facts))
     return facts
 
 
@@ -131,7 +118,7 @@ def _products(running: Iterable[Executed]) -> Iterable[tuple[Executed, float]]:
 
 # Library calls that move, allocate or mark, and compute no products.
 _HARMLESS = re.compile(
-    r"AllocateBuffer|Async\w*|Assume\w*|Sharding|SPMD\w*|annotate_\w*|TopK|PadToStatic|SliceToDynamic|\w*Barrier\w*|"
+    r"AllocateBuffer|ConcatBitcast|SliceId|ZeroCrop|PrepareAsync\w*|Async\w*|Assume\w*|Sharding|SPMD\w*|annotate_\w*|TopK|PadToStatic|SliceToDynamic|\w*Barrier\w*|"
     r"__cub\$.*|MoveTo\w*|xla\.\w*|Host\w*"
 )
 
@@ -155,34 +142,7 @@ def _unread_loops(running: tuple[Executed, ...]) -> int:
     return sum(body in inexact for body in bodies)
 
 
-_UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-_SIZE = r"([\d.]+)([KMGT]?)i?B?"
-_USED = re.compile(rf"Used {_SIZE} of {_SIZE} (\w+)")
-_REQUIRED = re.compile(rf"required for ([\w ]+) \({_SIZE}\) exceeds available \w+ \({_SIZE}\)")
-
-
-def read_refusal(message: str) -> DoesNotFit | None:
-    """The compiler's message that memory ran out, or None for any other message."""
-    if found := _USED.search(message):
-        used, available = _bytes(found[1], found[2]), _bytes(found[3], found[4])
-        return DoesNotFit(used, available, is_partial=False, text=_largest(message))
-    if found := _REQUIRED.search(message):
-        used, available = _bytes(found[2], found[3]), _bytes(found[4], found[5])
-        return DoesNotFit(used, available, is_partial=True, text="")
-    return None
-
-
-def _bytes(number: str, unit: str) -> int:
-    return round(float(number) * _UNITS[unit])
-
-
-def _largest(message: str) -> str:
-    return message
-
-
-def _sizes_words(facts: CompiledFacts) -> str:
-    return ""
-
-
-def _does_not_fit_words(refusal: DoesNotFit) -> str:
-    return ""
+def _words(facts: CompiledFacts) -> str:
+    own = facts.output_bytes - facts.alias_bytes
+    sizes = {"arguments": facts.argument_bytes, "temporaries": facts.temp_bytes, "outputs": own}
+    return ", ".join(f"{name} {size / 2**30:.2f} GiB" for name, size in sizes.items())

@@ -6,7 +6,7 @@ products are bound by the first, thin ones (small widths, few tokens) lose to th
 
 from dataclasses import dataclass
 
-from jaxscale.planner.formula import Formula, Number, total
+from jaxscale.planner.formula import Formula, Number, rounded_up, total
 from jaxscale.planner.model_flops import head_widths
 from jaxscale.planner.model_shape import Experts, LatentAttention, ModelShape
 from jaxscale.planner.sizes import Sizes
@@ -15,12 +15,13 @@ from jaxscale.planner.stack import Stack
 
 @dataclass(frozen=True)
 class Speeds:
-    """flops: of matrix products, reached. attention: of fused attention. memory: bytes/s."""
+    """flops: of matrix products, reached. attention: of fused attention. memory: bytes/s. multiprocessors: of a GPU."""
 
     flops: Formula
     attention_forward: Formula
     attention_backward: Formula
     memory: Formula
+    multiprocessors: int = 0
 
 
 @dataclass(frozen=True)
@@ -206,9 +207,21 @@ def _active_mlp(shape: ModelShape) -> int:
     return (shape.experts.per_token + shape.experts.shared) * shape.experts.mlp
 
 
+# Rows and columns of the tile that cuBLAS prefers for large products (NVIDIA, "Matrix Multiplication Background User's
+# Guide", section 3.1), which also names the waves.
+_TILE = (128, 256)
+
+
 def _product(
     rows: Formula, inner: Formula, outer: Formula, num_bytes: float, speeds: Speeds
 ) -> Formula:
-    """A product [rows, inner] x [inner, outer]."""
+    """A product [rows, inner] x [inner, outer].
+
+    A GPU works it off in waves of one tile a multiprocessor: the last wave is as long as a full one.
+    """
     traffic = num_bytes * (rows * inner + inner * outer + rows * outer)
-    return 2 * rows * inner * outer / speeds.flops + traffic / speeds.memory
+    seconds = 2 * rows * inner * outer / speeds.flops
+    if speeds.multiprocessors:
+        waves = rows / _TILE[0] * (outer / _TILE[1]) / speeds.multiprocessors
+        seconds = seconds * (rounded_up(waves) / waves)
+    return seconds + traffic / speeds.memory

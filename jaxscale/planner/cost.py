@@ -85,6 +85,7 @@ def speeds_of(cluster: Cluster, stack: Stack, efficiency: Efficiency) -> Speeds:
         flops=Number(peak[stack.matmul_dtype], "FLOP/s") * Number(reached, "reached"),
         attention_forward=wide * Number(attention * efficiency.attention_forward, "reached"),
         attention_backward=wide * Number(attention * efficiency.attention_backward, "reached"),
+        multiprocessors=cluster.chip.multiprocessors,
         memory=Number(cluster.chip.hbm_bandwidth, "B/s") * Number(efficiency.memory, "reached"),
     )
 

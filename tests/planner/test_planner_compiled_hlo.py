@@ -166,6 +166,33 @@ def test_a_tpu_collective_in_pieces_counts_once_and_a_scattered_reduction_is_a_r
     assert [each.wire_bytes for each in found] == [256, 128, 16]
 
 
+SEPARATE = """
+%gather (p: bf16[8]) -> bf16[16] {
+  %p = bf16[8]{0} parameter(0)
+  ROOT %g = bf16[16]{0} all-gather(%p), channel_id=3, replica_groups=[4,2]<=[8], dimensions={0}
+}
+
+ENTRY %main (x: bf16[8]) -> bf16[16] {
+  %x = bf16[8]{0} parameter(0)
+  %t = token[] after-all()
+  %s = (bf16[8]{0}, u32[]{:S(2)}, token[]) send(%x, %t), channel_id=4, is_host_transfer=true, \
+frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %h = (bf16[8]{0}, u32[]{:S(2)}, token[]) send(%x, %t), channel_id=5, is_host_transfer=true
+  %a = ((bf16[8]{0}, token[]), bf16[16]{0}) call-start(%x, %t), async_execution_thread="sparsecore", to_apply=%gather
+  ROOT %d = bf16[16]{0} call-done(%a)
+}
+"""
+
+
+def test_collectives_of_other_cores_and_between_slices_are_seen() -> None:
+    """Forms of programs for v7x and for two slices of v5e; what goes to the host is no collective."""
+    found = collectives(executed(parse_module(SEPARATE)), MESH)
+    assert [(each.kind, each.axes, each.wire_bytes) for each in found] == [
+        ("all-gather", ("tensor",), 16),
+        ("send", ("slices",), 16),
+    ]
+
+
 def test_groups_of_one_device_send_nothing() -> None:
     module = in_entry(
         "%p = f32[4]{0} parameter(0)",

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from jaxscale.planner.hlo.execution import Executed
-from jaxscale.planner.hlo.groups import group_of
+from jaxscale.planner.hlo.groups import Group, group_of
 from jaxscale.planner.hlo.text import Array, Computation, Instruction
 
 KINDS = (
@@ -22,6 +22,7 @@ _OPCODE = re.compile(rf"({'|'.join(sorted(KINDS, key=len, reverse=True))})(-star
 _TPU_PIECE = "chain_id="
 _TPU_START = "AsyncCollectiveStart"
 _SLICES = ("dynamic-slice",)
+_BETWEEN_SLICES = '"xla_megascale_runtime"'
 
 
 @dataclass(frozen=True, order=True)
@@ -30,6 +31,7 @@ class Collective:
 
     count: runs in a step, loops multiplied. bytes_each: on one device, the whole array: what all-gather gives, what any
     other kind takes in (a reduce-scatter's array before it is scattered). group: devices that take part.
+    Between TPU slices a program only sends: kind `send`, axes ("slices",), a group of which nothing is said (0).
     """
 
     kind: str
@@ -44,6 +46,23 @@ class Collective:
         """Of all runs."""
         return self.bytes_each * self.count
 
+    @property
+    def wire_bytes(self) -> float:
+        """What one device sends in all runs by the algorithms that send least: a ring, whose other kinds are its parts.
+
+        Lets a gather that the compiler turned into a ring of permutations be compared with one that it left whole.
+        """
+        return self.num_bytes * _SENT.get(self.kind, 1.0) * _others(self)
+
+
+# Times an array's bytes, without the device's own part where there is one (Thakur, Rabenseifner, Gropp 2005).
+_SENT = {"all-reduce": 2.0}
+_WHOLE = ("collective-permute", "collective-broadcast", "send")
+
+
+def _others(collective: Collective) -> float:
+    return 1.0 if collective.kind in _WHOLE else 1 - 1 / collective.group
+
 
 def collectives(
     instructions: Iterable[Executed], mesh_shape: Mapping[str, int]
@@ -54,7 +73,8 @@ def collectives(
         kind = _kind(each.computation, each.instruction)
         if kind is None:
             continue
-        group = group_of(each.instruction, mesh_shape)
+        is_send = kind == "send"
+        group = Group(("slices",), 0) if is_send else group_of(each.instruction, mesh_shape)
         if group.size == 1:
             continue
         taken = each.computation.operand_arrays(each.instruction)
@@ -66,7 +86,23 @@ def collectives(
     return tuple(sorted(found, key=lambda each: (-each.num_bytes, each)))
 
 
+def by_axes(found: Iterable[Collective]) -> tuple[Collective, ...]:
+    """One entry for each kind, axes and group: counts and bytes added, `arrays` empty, bytes_each the mean."""
+    sums: dict[tuple[str, tuple[str, ...], int], list[int]] = {}
+    for each in found:
+        total = sums.setdefault((each.kind, each.axes, each.group), [0, 0])
+        total[0] += each.count
+        total[1] += each.num_bytes
+    merged = (
+        Collective(*key, arrays=(), bytes_each=round(num_bytes / count), count=count)
+        for key, (count, num_bytes) in sums.items()
+    )
+    return tuple(sorted(merged, key=lambda each: (-each.num_bytes, each)))
+
+
 def _kind(computation: Computation, instruction: Instruction) -> str | None:
+    if instruction.opcode == "send" and _BETWEEN_SLICES in instruction.attributes:
+        return "send"
     found = _OPCODE.fullmatch(instruction.opcode)
     if found is None or (
         _TPU_PIECE in instruction.attributes and not _starts(computation, instruction)

@@ -4,21 +4,26 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from jaxscale.planner.hlo.loops import loop_trips
+from jaxscale.planner.hlo.loops import Scope, loop_trips
 from jaxscale.planner.hlo.text import Computation, Instruction, Module
 
 _ROLES = {
     "while": "body",
     "fusion": "calls",
+    "fusion-start": "calls",
     "call": "to_apply",
+    "call-start": "to_apply",
     "async-start": "calls",
     "custom-call": "calls",
 }
 
 
+_PASSING_ARGUMENTS = ("fusion", "fusion-start", "call", "call-start")
+
+
 @dataclass(frozen=True)
 class Executed:
-    """An instruction, the computation that it stands in, and how often one device runs it in a call of the program.
+    """An instruction, where it stands, and how often one device runs it in a call of the program.
 
     exact: false in a loop whose trips cannot be read, which counts as one.
     """
@@ -30,22 +35,22 @@ class Executed:
 
 
 def executed(module: Module) -> Iterator[Executed]:
-    """Every instruction that runs: loops by their trips, fusions and calls opened, of a conditional its longest branch."""
-    yield from _inside(module, module.entry, 1, exact=True)
+    """Every instruction that runs: loops by their trips, fusions and calls opened, the longest branch of a choice."""
+    yield from _inside(Scope(module, module.entry), 1, exact=True)
 
 
-def _inside(
-    module: Module, computation: Computation, times: int, *, exact: bool
-) -> Iterator[Executed]:
-    for instruction in computation.instructions.values():
-        yield Executed(instruction, computation, times, exact)
-        called = _called(module, instruction)
+def _inside(scope: Scope, times: int, *, exact: bool) -> Iterator[Executed]:
+    for instruction in scope.computation.instructions.values():
+        yield Executed(instruction, scope.computation, times, exact)
+        called = _called(scope.module, instruction)
         if called is None:
             continue
-        looping = instruction.opcode == "while"
-        trips = loop_trips(module, computation, instruction) if looping else 1
+        if instruction.opcode in _PASSING_ARGUMENTS:
+            yield from _inside(scope.inside(instruction), times, exact=exact)
+            continue
+        trips = loop_trips(scope, instruction) if instruction.opcode == "while" else 1
         often = times if trips is None else times * trips
-        yield from _inside(module, called, often, exact=exact and trips is not None)
+        yield from _inside(Scope(scope.module, called), often, exact=exact and trips is not None)
 
 
 def _called(module: Module, instruction: Instruction) -> Computation | None:

@@ -6,30 +6,37 @@ from dataclasses import dataclass
 
 from jaxscale.planner.hlo.text import Computation, Instruction, Module
 
-_KNOWN_TRIPS = r'"known_trip_count":\{"n":"(\d+)"'
+_KNOWN_TRIPS = r'"known_trip_count":\s*\{"n":\s*"(\d+)"'
 # Through these a value passes unchanged, wherever it lies and in whatever width.
 _PASSING = ("copy", "bitcast", "convert", "copy-done", "copy-start", "reshape", "opt-barrier")
 
 
 @dataclass(frozen=True)
-class _Scope:
-    """A computation, and the arguments that its caller gave it (none: they are not to be looked into)."""
+class Scope:
+    """A computation, and the arguments that its caller gave it (none: not known, as those of a loop's pass)."""
 
     module: Module
     computation: Computation
-    arguments: tuple["_Value", ...] = ()
+    arguments: tuple["Value", ...] = ()
 
-    def values(self, names: tuple[str, ...]) -> tuple["_Value", ...]:
-        return tuple(_Value(self, self.computation.instructions[name]) for name in names)
+    def values(self, names: tuple[str, ...]) -> tuple["Value", ...]:
+        return tuple(Value(self, self.computation.instructions[name]) for name in names)
+
+    def inside(self, caller: Instruction) -> "Scope":
+        """What a fusion or a call opens."""
+        name = caller.called("calls") or caller.called("to_apply") or ""
+        return Scope(self.module, self.module.computations[name], self.values(caller.operands))
 
 
 @dataclass(frozen=True)
-class _Value:
-    scope: _Scope
+class Value:
+    """What an instruction makes."""
+
+    scope: Scope
     made_by: Instruction
 
     @property
-    def operands(self) -> tuple["_Value", ...]:
+    def operands(self) -> tuple["Value", ...]:
         return self.scope.values(self.made_by.operands)
 
     @property
@@ -47,14 +54,14 @@ class _Value:
         return _index(self.made_by) if origin == "parameter" else None
 
 
-def loop_trips(module: Module, computation: Computation, loop: Instruction) -> int | None:
+def loop_trips(scope: Scope, loop: Instruction) -> int | None:
     """What the compiler noted; else ceil((limit - start) / step) of a counter that runs up to a limit, or None."""
     known = loop.attribute(_KNOWN_TRIPS)
-    return int(known) if known else _counted_trips(module, computation, loop)
+    return int(known) if known else _counted_trips(scope, loop)
 
 
-def _counted_trips(module: Module, computation: Computation, loop: Instruction) -> int | None:
-    start_of_all = _Scope(module, computation).values(loop.operands)[0]
+def _counted_trips(scope: Scope, loop: Instruction) -> int | None:
+    module, start_of_all = scope.module, scope.values(loop.operands)[0]
     compare = _root(module, loop.called("condition"))
     direction = compare.made_by.attribute(r"direction=(\w+)")
     if direction not in {"LT", "LE"}:
@@ -71,7 +78,7 @@ def _counted_trips(module: Module, computation: Computation, loop: Instruction) 
     return max(0, math.ceil((bound + (direction == "LE") - start) / step))
 
 
-def _step(new: _Value, index: int, start_of_all: _Value) -> int | None:
+def _step(new: Value, index: int, start_of_all: Value) -> int | None:
     """What a pass adds to an element of its tuple."""
     changed = _source(_part(new, index))
     if changed.made_by.opcode != "add":
@@ -81,24 +88,24 @@ def _step(new: _Value, index: int, start_of_all: _Value) -> int | None:
     return _at_start(others[0], start_of_all) if len(others) == 1 else None
 
 
-def _at_start(value: _Value, start_of_all: _Value) -> int | None:
+def _at_start(value: Value, start_of_all: Value) -> int | None:
     """A constant, or an element of the loop's tuple that is one where the loop starts."""
     index = value.element
     return value.constant if index is None else _source(_part(start_of_all, index)).constant
 
 
-def _root(module: Module, name: str | None) -> _Value:
+def _root(module: Module, name: str | None) -> Value:
     computation = module.computations[name or ""]
-    return _source(_Value(_Scope(module, computation), computation.root))
+    return _source(Value(Scope(module, computation), computation.root))
 
 
-def _part(whole: _Value, index: int) -> _Value:
+def _part(whole: Value, index: int) -> Value:
     """An element of a tuple; the tuple itself where it is made by something that cannot be looked into."""
     whole = _source(whole)
     return whole.operands[index] if whole.made_by.opcode == "tuple" else whole
 
 
-def _source(value: _Value) -> _Value:
+def _source(value: Value) -> Value:
     """Where a value comes from: through copies, into fusions, out to the arguments of a fusion."""
     while True:
         further = _one_back(value)
@@ -107,15 +114,15 @@ def _source(value: _Value) -> _Value:
         value = further
 
 
-def _one_back(value: _Value) -> _Value | None:
+def _one_back(value: Value) -> Value | None:
     made_by, scope = value.made_by, value.scope
     if made_by.opcode in _PASSING:
         return value.operands[0]
     if made_by.opcode == "parameter" and scope.arguments:
         return scope.arguments[int(made_by.arguments)]
-    if made_by.opcode == "fusion":
-        inside = scope.module.computations[made_by.called("calls") or ""]
-        return _Value(_Scope(scope.module, inside, value.operands), inside.root)
+    if made_by.opcode in {"fusion", "call"}:
+        inside = scope.inside(made_by)
+        return Value(inside, inside.computation.root)
     if made_by.opcode == "get-tuple-element":
         whole = _source(value.operands[0])
         is_tuple = whole.made_by.opcode == "tuple"

@@ -14,8 +14,8 @@ _ATTENTION_PRODUCTS = {"forward": 2, "backward": 5}
 def product_flops(computation: Computation, instruction: Instruction) -> float | None:
     """2 m n k of an instruction that is a matrix product, or None.
 
-    A convolution counts the taps that fall on values, not on padding or between dilated ones: TPU programs write batched
-    products as such convolutions. Of library calls, those of cuBLAS, oneDNN and cuDNN attention are known.
+    A convolution counts the taps that fall on values, not on padding or between dilated ones: TPU programs write
+    batched products as such convolutions. Of library calls, those of cuBLAS, oneDNN and cuDNN attention are known.
     """
     count = _COUNTS.get(instruction.opcode)
     return None if count is None else count(computation, instruction)
@@ -53,7 +53,7 @@ def _attention_flops(_computation: Computation, call: Instruction) -> float:
     products = _ATTENTION_PRODUCTS["backward" if backward else "forward"]
     scores = math.prod(_quoted(call, "dimensions"))
     head_dim = call.results[0].dims[-1]
-    part = 0.5 if '"mask_type":"CAUSAL"' in call.attributes else 1.0
+    part = 0.5 if call.attribute(r'"mask_type":\s*"(CAUSAL)"') else 1.0
     return 2.0 * products * scores * head_dim * part
 
 
@@ -122,7 +122,7 @@ def _numbers(text: str | None) -> list[int]:
 
 def _quoted(call: Instruction, key: str) -> list[int]:
     """A list of numbers in a backend configuration, where they are printed as strings."""
-    return _numbers(call.attribute(rf'"{key}":\[([^\]]*)\]'))
+    return _numbers(call.attribute(rf'"{key}":\s*\[([^\]]*)\]'))
 
 
 _Count = Callable[[Computation, Instruction], float | None]

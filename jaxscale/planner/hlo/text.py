@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
-# Name, result, opcode. A result has no blank before a word that opens a parenthesis, so the first such word is the opcode.
+# Name, result, opcode. In a result no blank stands before a word with a parenthesis: the first such word is the opcode.
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.-]+) = (.*?) ([a-z][a-z0-9-]*)\(")
 _ARRAY = re.compile(r"\b([a-z][a-z0-9]*)\[([\d,<=]*)\]")
 _NAME = re.compile(r"%([\w.-]+)")
@@ -66,7 +66,7 @@ class Computation:
 
     @property
     def root(self) -> Instruction:
-        return next(found for found in reversed(self.instructions.values()) if found.is_root)
+        return next(found for found in self.instructions.values() if found.is_root)
 
     def operands(self, instruction: Instruction) -> Iterator[Instruction]:
         for name in instruction.operands:

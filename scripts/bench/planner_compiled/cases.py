@@ -1,0 +1,102 @@
+"""Steps to compile: tiny ones on CPU devices, real models on TPU slices that are not there."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jaxscale.config.plan import Plan
+from jaxscale.config.run import RunConfig
+
+ROOT = Path(__file__).parents[3]
+TINY: dict[str, Any] = {
+    "family": "llama3",
+    "vocab_size": 512,
+    "max_positions": 256,
+    "num_layers": 4,
+    "embed_dim": 256,
+    "num_heads": 8,
+    "num_kv_heads": 4,
+    "head_dim": 32,
+    "mlp_dim": 512,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """model: `tiny`, or a file of configs/models without its ending. rows: sequences of a step."""
+
+    cluster: str
+    model: str
+    mesh: tuple[tuple[str, int], ...]
+    remat: str
+    rows: int
+    sequence: int
+    microbatches: int = 1
+
+    @property
+    def name(self) -> str:
+        mesh = ",".join(f"{axis}={size}" for axis, size in self.mesh) or "one"
+        batch = f"{self.rows}x{self.sequence}/{self.microbatches}"
+        return f"{self.cluster} {self.model} {mesh} {self.remat} {batch}"
+
+    @property
+    def plan(self) -> Plan:
+        chosen = {"remat": self.remat, "microbatches": self.microbatches, **dict(self.mesh)}
+        return Plan.model_validate(chosen)
+
+    @property
+    def config(self) -> RunConfig:
+        return RunConfig.model_validate(
+            {
+                "model": _model(self.model),
+                "data": {"sequence_length": self.sequence},
+                "training": {"steps": 1000, "global_batch": self.rows},
+            }
+        )
+
+
+def _model(name: str) -> dict[str, Any]:
+    if name == "tiny":
+        return TINY
+    file: Any = yaml.safe_load((ROOT / f"configs/models/{name}.yaml").read_text())
+    section: dict[str, Any] = file["model"]
+    return section
+
+
+def cases() -> Iterator[Case]:
+    """The quick ones first."""
+    yield from _on_cpu()
+    yield from _on_tpu()
+
+
+def _on_cpu() -> Iterator[Case]:
+    for remat in ("none", "full", "dots", "minimal"):
+        for sizes in ("data=8", "fsdp=8", "tensor=4", "data=2,fsdp=2,tensor=2"):
+            mesh = _mesh(sizes)
+            cluster = "cpu:4" if sizes == "tensor=4" else "cpu:8"
+            yield Case(cluster, "tiny", mesh, remat, 32, 256)
+    yield Case("cpu:8", "tiny", _mesh("data=2,fsdp=2,tensor=2"), "full", 32, 256, microbatches=4)
+    yield Case("cpu:8", "tiny", _mesh("fsdp=8"), "full", 32, 256, microbatches=4)
+
+
+def _on_tpu() -> Iterator[Case]:
+    for remat in ("full", "dots", "minimal"):
+        yield Case("v5e:2x4", "llama3.2-1b", _mesh("fsdp=8"), remat, 8, 4096)
+    for remat in ("full", "dots", "minimal"):
+        yield Case("v5p:4x4x4", "llama3-8b", _mesh("fsdp=64"), remat, 64, 4096)
+    yield Case("v5e:2x4", "llama3-8b", _mesh("fsdp=8"), "full", 8, 4096)
+    yield Case("v5p:4x4x4", "llama3-8b", _mesh("fsdp=16,tensor=4"), "full", 64, 4096)
+    yield Case("v5p:4x4x4", "llama3-8b", _mesh("data=4,fsdp=16"), "full", 64, 4096)
+    yield Case("v5p:4x4x4", "llama3.2-1b", _mesh("fsdp=64"), "full", 64, 4096)
+    yield Case("v5p:4x4x4", "llama3.2-1b", _mesh("data=64"), "full", 64, 4096)
+    yield Case("v5e:2x4", "llama3.2-1b", _mesh("fsdp=4,tensor=2"), "full", 8, 4096)
+    yield Case("v5e:2x4", "llama3.2-1b", _mesh("data=8"), "full", 8, 4096)
+    yield Case("v5e:2x4", "llama3.2-1b", _mesh("fsdp=8"), "full", 32, 4096, microbatches=4)
+
+
+def _mesh(text: str) -> tuple[tuple[str, int], ...]:
+    parts = (part.split("=") for part in text.split(","))
+    return tuple((axis, int(size)) for axis, size in parts)
