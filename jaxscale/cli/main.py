@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from jaxscale import __version__
-from jaxscale.cli import config, data, describe, evaluate, generate, train
+from jaxscale.cli import config, data, describe, evaluate, generate, plan, train
 from jaxscale.errors import UserError
 
 EXIT_USER_ERROR = 2
@@ -42,6 +42,7 @@ def _options(
 
 
 app.command("train")(train.train)
+app.command("plan")(plan.plan)
 app.command("describe")(describe.describe)
 app.command("eval")(evaluate.evaluate)
 app.command("generate")(generate.generate)

@@ -29,11 +29,12 @@ def train(
     prepare_cpu_process("float32" if precision == "auto" else precision)
 
     from jaxscale.checkpoint.late_writes import hush_late_writes
+    from jaxscale.cli.auto_plan import planner
     from jaxscale.training.run import train_run
 
     hush_late_writes()
 
-    outcome = train_run(settings, directory)
+    outcome = train_run(settings, directory, choose=planner(directory, say=typer.echo))
     if outcome.preempted:
         typer.echo(
             f"stopped at step {outcome.steps} with a checkpoint saved; run the same command to go on"

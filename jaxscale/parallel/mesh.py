@@ -1,8 +1,10 @@
 """Devices as a mesh, and the plan that stands in for `auto` until a planner chooses."""
 
+import math
 from collections.abc import Sequence
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from jaxscale.config.plan import MESH_AXES, Plan
@@ -12,17 +14,25 @@ from jaxscale.parallel.rules import make_rules, parameter_specs
 
 
 def make_mesh(plan: Plan, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The plan's axes over `devices` (all attached ones by default), placed so that inner axes get the fastest links.
+    """The plan's axes over `devices` (all attached ones by default): the last axes on the fastest links, the first ones
+    between slices. A torus dim may be split between axes.
 
-    Raises PlacementError unless the axis sizes multiply to the number of devices.
+    Raises PlacementError unless the axis sizes multiply to the number of devices and split over their slices.
     """
     devices = jax.devices() if devices is None else devices
     if plan.num_devices != len(devices):
         raise PlacementError(_wrong_size(plan, len(devices)))
     sizes = tuple(plan.mesh_shape[axis] for axis in MESH_AXES)
-    return jax.make_mesh(
-        sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes), devices=devices
-    )
+    slices = {getattr(device, "slice_index", 0) for device in devices}
+    if len(slices) == 1:
+        grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    else:
+        between = _between_slices(plan, len(slices))
+        within = tuple(size // part for size, part in zip(sizes, between, strict=True))
+        grid = mesh_utils.create_hybrid_device_mesh(
+            within, between, devices, allow_split_physical_axes=True
+        )
+    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes))
 
 
 def check_batch(plan: Plan, global_batch: int, sequence_length: int) -> None:
@@ -60,6 +70,18 @@ def auto_plan(
     except NotDivisible:
         return Plan.model_validate({**start, "data": num_devices})
     return sharded
+
+
+def _between_slices(plan: Plan, num_slices: int) -> tuple[int, ...]:
+    """What of each axis crosses slices: as much as possible of the first, then of the next."""
+    left, parts = num_slices, []
+    for size in plan.mesh_shape.values():
+        parts.append(math.gcd(size, left))
+        left //= parts[-1]
+    if left > 1:
+        product = " x ".join(f"{axis}={size}" for axis, size in plan.mesh_shape.items())
+        raise PlacementError(f"the plan's axes {product} do not split over {num_slices} slices")
+    return tuple(parts)
 
 
 def _wrong_size(plan: Plan, num_devices: int) -> str:

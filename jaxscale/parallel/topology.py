@@ -2,19 +2,15 @@
 
 import math
 import os
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import jax
-from jax.experimental import mesh_utils, topologies
-from jax.sharding import AxisType, Mesh
+from jax.experimental import topologies
 
-from jaxscale.config.plan import MESH_AXES, Plan
 from jaxscale.errors import UserError
 from jaxscale.hardware.cluster import Cluster
-from jaxscale.parallel.errors import PlacementError
 from jaxscale.parallel.gpu_targets import GPU_TARGETS
 
 INSTALL = "pip install 'jaxscale[aot]'"
@@ -65,47 +61,6 @@ def abstract_devices(cluster: Cluster) -> list[jax.Device]:
     devices = makers[cluster.kind](cluster)
     assert len(devices) == cluster.num_devices, f"{len(devices)} devices for {cluster.name}"
     return devices
-
-
-def make_physical_mesh(plan: Plan, devices: Sequence[jax.Device]) -> Mesh:
-    """The plan's axes over devices: the last ones on the fastest links, the first ones between slices.
-
-    Unlike `parallel.mesh.make_mesh` it takes several slices, and splits a torus dim between axes. Raises PlacementError
-    unless the axis sizes multiply to the number of devices and split over the slices.
-    """
-    sizes = tuple(plan.mesh_shape[axis] for axis in MESH_AXES)
-    if plan.num_devices != len(devices):
-        raise PlacementError(
-            f"the plan's mesh {_product(plan)} = {plan.num_devices} devices, but there are {len(devices)}"
-        )
-    slices = Counter(getattr(device, "slice_index", 0) for device in devices)
-    if len(slices) == 1:
-        grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
-    else:
-        between = _between_slices(plan, len(slices))
-        within = tuple(size // part for size, part in zip(sizes, between, strict=True))
-        grid = mesh_utils.create_hybrid_device_mesh(
-            within, between, devices, allow_split_physical_axes=True
-        )
-    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes))
-
-
-def _between_slices(plan: Plan, num_slices: int) -> tuple[int, ...]:
-    """What of each axis crosses slices: as much as possible of the first, then of the next."""
-    left, parts = num_slices, []
-    for size in plan.mesh_shape.values():
-        parts.append(math.gcd(size, left))
-        left //= parts[-1]
-    if left > 1:
-        raise PlacementError(
-            f"the plan's axes {_product(plan)} do not split over {num_slices} slices"
-        )
-    return tuple(parts)
-
-
-def _product(plan: Plan) -> str:
-    named = (f"{axis}={size}" for axis, size in plan.mesh_shape.items() if size > 1)
-    return " x ".join(named) or "of one axis"
 
 
 def _cpu_devices(cluster: Cluster) -> list[jax.Device]:

@@ -1,7 +1,8 @@
 """What devices reach of what their data sheets say.
 
 One constant a chip family (`products`) and one a software stack are fitted, to published step times
-(`scripts/bench/planner_fit`, docs/planner.md); everything else has a source of its own. Nothing is fitted to a single row.
+(`scripts/bench/planner_fit`, docs/planner.md); everything else has a source of its own. Nothing is fitted to a single
+row.
 """
 
 from collections.abc import Mapping
@@ -15,7 +16,8 @@ from jaxscale.hardware.cluster import Cluster
 class Efficiency:
     """products: of peak FLOP/s, reached in large matrix products; the fitted constant.
 
-    attention_forward, attention_backward: of that, in fused attention. memory: of peak bandwidth, in elementwise passes.
+    attention_forward, attention_backward: of that, in fused attention. memory: of peak bandwidth, in elementwise
+    passes.
     network: of link bandwidth, in collectives. error: of a step time, relative: plans nearer than that are ties.
     memory_error: of a peak, relative: what a plan leaves free.
     """
@@ -30,8 +32,8 @@ class Efficiency:
     source: str = ""
 
 
-# FlashAttention-2 (arXiv:2307.08691, figures 4 to 6): on A100 up to 73 % of peak forward and 63 % backward, where products
-# reach 80 to 90 %; on H100 the same kernel reaches about 335 TFLOP/s in all, half of what products do.
+# FlashAttention-2 (arXiv:2307.08691, figures 4 to 6): on A100 up to 73 % of peak forward and 63 % backward, where
+# products reach 80 to 90 %; on H100 the same kernel reaches about 335 TFLOP/s in all, half of what products do.
 _AMPERE = {"attention_forward": 0.8, "attention_backward": 0.7}
 _HOPPER = {"attention_forward": 0.65, "attention_backward": 0.5}
 # No source: between Ampere and Hopper, for the splash kernel's blocks of 512 by 512.
@@ -40,13 +42,13 @@ _FITTED = "median of published step times, scripts/bench/planner_fit"
 
 FAMILIES: Mapping[str, Efficiency] = MappingProxyType(
     {
-        "v3": Efficiency(0.76, **_TPU, source="taken from v4: no published row with a mesh"),
-        "v4": Efficiency(0.76, **_TPU, source=_FITTED),
-        "v5e": Efficiency(0.84, **_TPU, source=_FITTED),
+        "v3": Efficiency(0.75, **_TPU, source="taken from v4: no published row with a mesh"),
+        "v4": Efficiency(0.75, **_TPU, source=_FITTED),
+        "v5e": Efficiency(0.83, **_TPU, source=_FITTED),
         "v5p": Efficiency(0.72, **_TPU, source=_FITTED),
-        "v6e": Efficiency(0.68, **_TPU, source=_FITTED),
+        "v6e": Efficiency(0.67, **_TPU, source=_FITTED),
         "v7x": Efficiency(0.60, **_TPU, source=_FITTED),
-        "a100": Efficiency(0.79, **_AMPERE, source=_FITTED),
+        "a100": Efficiency(0.78, **_AMPERE, source=_FITTED),
         "hopper": Efficiency(0.62, **_HOPPER, source=_FITTED),
         "blackwell": Efficiency(0.62, **_HOPPER, source="taken from hopper: no published row"),
         "cpu": Efficiency(0.7, 0.5, 0.5, source="no claim: CPU devices share one machine"),
@@ -55,10 +57,10 @@ FAMILIES: Mapping[str, Efficiency] = MappingProxyType(
 # A factor on the chip family's; a stack that is not here, ours too, has 1.
 STACK_EFFICIENCY: Mapping[str, float] = MappingProxyType(
     {
-        "deepspeed": 0.51,
-        "llm-foundry": 1.05,
-        "maxtext": 1.03,
-        "megatron": 1.20,
+        "deepspeed": 0.52,
+        "llm-foundry": 1.06,
+        "maxtext": 1.04,
+        "megatron": 1.16,
         "megatron-deepspeed": 0.84,
         "torchtitan": 0.64,
     }

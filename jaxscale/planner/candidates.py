@@ -17,7 +17,8 @@ Sizes = NDArray[np.int64]
 class Rule:
     """A number that has to divide over (or be at least) the product of some axes.
 
-    key: what it is called in `rejected`. value: that number. axes: whose product is asked. divides: False means `at least`.
+    key: what it is called in `rejected`. value: that number. axes: whose product is asked. divides: False means `at
+    least`.
     """
 
     key: str

@@ -1,9 +1,10 @@
 """Seconds of a step that a device spends in collectives, by mesh axis.
 
-What each axis moves, a microbatch and a layer (V as in `network`): `tensor` gathers and scatters the residual stream around
-two pairs of split products (Shoeybi et al. 2019; Korthikanti et al. 2022); `fsdp` gathers parameters for each pass and scatters
-gradients (Rajbhandari et al. 2020, ZeRO stage 3); `context` gathers keys and values; `expert` sends tokens to their experts and
-back (Lepikhin et al. 2020); `pipeline` hands the residual stream on. `data` sums gradients once a step.
+What each axis moves, a microbatch and a layer (V as in `network`): `tensor` gathers and scatters the residual stream
+around two pairs of split products (Shoeybi et al. 2019; Korthikanti et al. 2022); `fsdp` gathers parameters for each
+pass and scatters gradients (Rajbhandari et al. 2020, ZeRO stage 3); `context` gathers keys and values; `expert` sends
+tokens to their experts and back (Lepikhin et al. 2020); `pipeline` hands the residual stream on. `data` sums gradients
+once a step.
 """
 
 from collections.abc import Sequence
@@ -88,10 +89,11 @@ def _stream(shape: ModelShape, sizes: Sizes, stack: Stack) -> Formula:
 
 
 def _tensor(shape: ModelShape, sizes: Sizes, stack: Stack, remat: Remat, passes: Formula) -> Term:
-    """With activations split between the products, a layer gathers at both inputs and scatters at both outputs; backward
+    """With activations split between the products, a layer gathers at both inputs and scatters at both outputs;
+    backward
     it gathers the gradients of the outputs, gathers the inputs again for the weights' gradients, and scatters theirs.
-    Recomputing gathers no more than that, and scatters what a later product needs. Without the split, gather and scatter
-    make one all-reduce, forward and backward.
+    Recomputing gathers no more than that, and scatters what a later product needs. Without the split, gather and
+    scatter make one all-reduce, forward and backward.
     """
     stream = _stream(shape, sizes, stack)
     again = recomputes_products(remat)

@@ -1,7 +1,7 @@
 """Seconds of arithmetic of one microbatch on one device, forward, by component.
 
-A matrix product takes its FLOPs over what the chip reaches, and the traffic of its operands over the memory's bandwidth: large
-products are bound by the first, thin ones (small widths, few tokens) lose to the second.
+A matrix product takes its FLOPs over what the chip reaches, and the traffic of its operands over the memory's
+bandwidth: large products are bound by the first, thin ones (small widths, few tokens) lose to the second.
 """
 
 from dataclasses import dataclass
@@ -102,7 +102,8 @@ def _latent_products(
 
 def _attention(shape: ModelShape, sizes: Sizes, stack: Stack, speeds: Speeds) -> Part:
     """Scores and their product with values: two products forward; fused backward five (FlashAttention-2,
-    arXiv:2307.08691, section 3.1), unfused four and the scores through memory (Korthikanti et al. 2022, section 4.1)."""
+    arXiv:2307.08691, section 3.1), unfused four and the scores through memory (Korthikanti et al. 2022, section
+    4.1)."""
     score, value = head_widths(shape)
     width = Number(shape.heads * (score + value), "scores and values") / sizes.mesh.tensor
     if stack.attention == "fused":

@@ -5,9 +5,9 @@ from typing import Literal
 from jaxscale.config.plan import Precision
 from jaxscale.planner.stack import Stack
 
-# What XLA's latency-hiding schedulers overlap: gathers and scatters of parameters with the layer before or after, sums of
-# gradients with the last backward pass; on GPU the collectives of `tensor` wait, on TPU they are split into a ring of products
-# for half of their time.
+# What XLA's latency-hiding schedulers overlap: gathers and scatters of parameters with the layer before or after, sums
+# of gradients with the last backward pass; on GPU the collectives of `tensor` wait, on TPU they are split into a ring
+# of products for half of their time.
 _OVERLAP = {
     "fsdp": 0.8, "expert": 0.8, "context": 0.8, "data": 0.8, "keys": 0.8, "tokens": 0.0, "pipeline": 0.5,
 }  # fmt: skip
@@ -33,6 +33,11 @@ def jaxscale_stack(
         moments_bytes=moments_bytes,
         loss_chunk=loss_chunk,
         logit_bytes=8 + compute_bytes,
+        # Compiled for one H200 (scripts/bench/planner_gpu --ahead): a plain layer of a scan keeps about 78 kB a token
+        # more than the least, at widths of 2,048 and 8,192, and half of that at half of them.
+        plain_streams=3,
+        plain_mlp=4,
+        adds_apart=True,
         prunes=True,
         scatters=kind != "cpu",
         # Lanes of a TPU's vectors. Seen with 64 shards of 4,096: docs/benchmarks/planner/compiled.json.

@@ -8,7 +8,8 @@ AXES = ("pipeline", "data", "fsdp", "expert", "context", "tensor")
 # Those of the trainer, and `attention`: only the scores are computed again (Korthikanti et al. 2022, "selective").
 Remat = Literal["none", "attention", "dots", "minimal", "full", "offload"]
 Schedule = Literal["none", "gpipe", "1f1b", "interleaved", "zb-h1"]
-# What is split over `data` besides the batch: nothing, optimizer state, gradients too (ZeRO stages 0, 1, 2; stage 3 is `fsdp`).
+# What is split over `data` besides the batch: nothing, optimizer state, gradients too (ZeRO stages 0, 1, 2; stage 3 is
+# `fsdp`).
 ZeroStage = Literal[0, 1, 2]
 
 
@@ -16,8 +17,9 @@ ZeroStage = Literal[0, 1, 2]
 class Layout:
     """Mesh axis sizes and how a step runs.
 
-    spread: for each axis its factor along each dim of the cluster, in the cluster's order (innermost first); the product of
-    an axis' factors is its size, the product of a dim's factors is the dim's size. Empty: inner axes take inner dims.
+    spread: for each axis its factor along each dim of the cluster, in the cluster's order (innermost first); the
+    product of an axis' factors is its size, the product of a dim's factors is the dim's size. Empty: inner axes take
+    inner dims.
     """
 
     data: int = 1

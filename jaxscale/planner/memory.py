@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from jaxscale.planner.formula import Formula, Named, Number, if_split, larger, smaller
+from jaxscale.planner.formula import Formula, Named, Number, if_less, if_split, larger, smaller
 from jaxscale.planner.layout import Remat, Schedule, ZeroStage
 from jaxscale.planner.model_shape import ModelShape
 from jaxscale.planner.parameters import (
@@ -12,7 +12,7 @@ from jaxscale.planner.parameters import (
     layer_elements,
     local_elements,
 )
-from jaxscale.planner.remat_costs import kept_bytes
+from jaxscale.planner.remat_costs import kept_bytes, layer_bytes
 from jaxscale.planner.schedules import microbatches_in_flight
 from jaxscale.planner.sizes import Sizes
 from jaxscale.planner.stack import Stack
@@ -46,10 +46,13 @@ def state_terms(
     local = Named(local_elements(groups, sizes.mesh, SHARDED), "parameters here")
     of_state = local / sizes.mesh.data if zero >= 1 else local
     of_gradients = local / sizes.mesh.data if zero >= 2 else local
+    # The gradients of one pass stand beside their sum.
+    again = if_less(1, sizes.mesh.microbatches, 2, 1) if stack.adds_apart else Number(1)
+    copies = Named(again, "of them")
     terms = [
         Term("parameters", local * Number(stack.param_bytes, "B each")),
         Term("optimizer state", of_state * Number(stack.moments_bytes, "B each")),
-        Term("gradients", of_gradients * Number(stack.gradient_bytes, "B each")),
+        Term("gradients", copies * of_gradients * Number(stack.gradient_bytes, "B each")),
     ]
     if stack.kept_copy:
         terms.append(Term("compute copy", local * Number(stack.compute_bytes, "B each")))
@@ -61,8 +64,8 @@ def _activations(
 ) -> list[Term]:
     """What waits for the backward pass; what one layer needs in it; and the logits.
 
-    On one stage logits are gone when the first layer's backward pass begins: the larger of the two counts. In a pipeline
-    the first stage has microbatches in flight and no logits, the last has one microbatch and the logits.
+    On one stage logits are gone when the first layer's backward pass begins: the larger of the two counts. In a
+    pipeline the first stage has microbatches in flight and no logits, the last has one microbatch and the logits.
     """
     pipeline = sizes.mesh.pipeline
     layer = Named(kept_bytes(shape, sizes, stack, remat), "B a layer")
@@ -79,10 +82,11 @@ def _activations(
 
 
 def _working(shape: ModelShape, sizes: Sizes, stack: Stack, remat: Remat) -> Formula:
-    """What one layer computes again, gradients half as large as all that it has, and over `tensor` the gathered inputs of
+    """What one layer computes again, gradients half as large as all that it has, and over `tensor` the gathered inputs
+    of
     its two pairs of split products and their gradients."""
-    full = Named(kept_bytes(shape, sizes, stack, "none"), "B of a layer in full")
-    kept = Named(kept_bytes(shape, sizes, stack, remat), "B of it kept")
+    full = Named(layer_bytes(shape, sizes, stack), "B of a layer in full")
+    kept = smaller(Named(kept_bytes(shape, sizes, stack, remat), "B of it kept"), full)
     stream = sizes.tokens * Number(shape.embed * stack.compute_bytes, "B of embed")
     gathered = if_split(sizes.mesh.tensor, 4 * stream) if stack.sequence_parallel else Number(0)
     return full - kept + 0.5 * full + gathered
@@ -95,7 +99,8 @@ def _logit_bytes(shape: ModelShape, sizes: Sizes, stack: Stack) -> Formula:
 
 
 def _gathered(groups: Sequence[ParameterGroup], sizes: Sizes, stack: Stack) -> Term:
-    """What is whole over `fsdp` at one time: the unit in use and the next, and the gradient of one; or the head's table."""
+    """What is whole over `fsdp` at one time: the unit in use and the next, and the gradient of one; or the head's
+    table."""
     shards = sizes.mesh.fsdp * sizes.mesh.expert * sizes.mesh.context
     unit = (
         largest_matrix(groups, sizes.mesh, ("tensor",))

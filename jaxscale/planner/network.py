@@ -1,11 +1,12 @@
 """Collectives over the dims of a cluster: how long one takes for the axis that was spread over them.
 
-Volumes V are the bytes of the whole array that an all-gather returns, that a reduce-scatter is given, that an all-reduce sums,
-or (all-to-all) that all devices of the axis hold together.
+Volumes V are the bytes of the whole array that an all-gather returns, that a reduce-scatter is given, that an all-
+reduce sums, or (all-to-all) that all devices of the axis hold together.
 
-Sources: Austin et al., "How to Scale Your Model" (2025), chapters "Sharded matrices" (rings: an all-gather takes V / W over a
-wrapped axis with W bytes/s in both directions together, whatever its length; an all-to-all a quarter of it; several torus axes
-add up) and "GPUs" (switches: V (n - 1) / n / W; node and network levels work at the same time, the slower one counts).
+Sources: Austin et al., "How to Scale Your Model" (2025), chapters "Sharded matrices" (rings: an all-gather takes V / W
+over a wrapped axis with W bytes/s in both directions together, whatever its length; an all-to-all a quarter of it;
+several torus axes add up) and "GPUs" (switches: V (n - 1) / n / W; node and network levels work at the same time, the
+slower one counts).
 """
 
 import math
@@ -23,7 +24,8 @@ class AxisLinks:
     fast_bandwidth: bytes/s at which a device receives V inside nodes or slices (inf: the axis has no extent there).
     slow_bandwidth: the same between them, all devices of the axis that share a node or slice together (inf: none).
     slow_share: the part of V that comes from elsewhere, (k - 1) / k of k nodes.
-    exchange_bandwidth: bytes/s of an all-to-all, as V over its time. neighbor_bandwidth: bytes/s from one device to the next.
+    exchange_bandwidth: bytes/s of an all-to-all, as V over its time. neighbor_bandwidth: bytes/s from one device to
+    the next.
     latency: seconds of its longest way.
     """
 
@@ -37,7 +39,8 @@ class AxisLinks:
 
 
 def axis_links(cluster: Cluster, factors: Sequence[int], strides: Sequence[int]) -> AxisLinks:
-    """Links of an axis that takes `factors[i]` of dim i of the cluster, with `strides[i]` devices of that dim between two."""
+    """Links of an axis that takes `factors[i]` of dim i of the cluster, with `strides[i]` devices of that dim between
+    two."""
     parts = [
         (dim, factor, stride)
         for dim, factor, stride in zip(cluster.dims, factors, strides, strict=True)

@@ -9,7 +9,8 @@ from jaxscale.planner.layout import Layout
 class Line:
     """One component. value: seconds of a step, or bytes of a device. formula: with the values put in.
 
-    For a collective: axis, bytes moved for a device in a step, bytes/s, and the part of its time that hides behind compute.
+    For a collective: axis, bytes moved for a device in a step, bytes/s, and the part of its time that hides behind
+    compute.
     """
 
     component: str

@@ -17,7 +17,8 @@ _VARIED = ("remat", "microbatches", "schedule", "virtual_stages", "zero")
 
 @dataclass(frozen=True)
 class Rejection:
-    """reason: in words. count: of meshes (or of candidates, for memory). example and nearest_feasible: with the numbers."""
+    """reason: in words. count: of meshes (or of candidates, for memory). example and nearest_feasible: with the
+    numbers."""
 
     reason: str
     count: int
@@ -76,7 +77,7 @@ def _by_memory(problem: Problem, candidates: Sequence[Block], remat: str) -> Rej
     block, row = _least_excess(blocks)
     layout = block.layout(row)
     example = f"{words(layout)}: {_memory_words(problem, block, row)}"
-    return Rejection(f"memory, remat={remat}", count, example, _change(problem, candidates, layout))
+    return Rejection(f"memory, remat={remat}", count, example, _change(candidates, layout))
 
 
 def _least_excess(blocks: Sequence[Block]) -> tuple[Block, int]:
@@ -103,7 +104,7 @@ def _memory_words(problem: Problem, block: Block, row: int) -> str:
     return f"{block.peak[row] / GIB:.1f} GiB of {usable:.1f}, of which {largest}"
 
 
-def _change(problem: Problem, candidates: Sequence[Block], layout: Layout) -> str:
+def _change(candidates: Sequence[Block], layout: Layout) -> str:
     """What fits on the same mesh; else that nothing does."""
     found = list(_fitting_on(candidates, layout))
     if not found:

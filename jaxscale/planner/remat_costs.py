@@ -41,8 +41,9 @@ def recomputes_products(remat: Remat) -> bool:
 def kept_bytes(shape: ModelShape, sizes: Sizes, stack: Stack, remat: Remat) -> Formula:
     """Bytes of one layer that wait for the backward pass, for the tokens of a microbatch on a device.
 
-    With a fused attention and 16-bit activations, a plain layer keeps 34 s b h / t in Korthikanti et al. (2022, equation 4,
-    without dropout masks and with both norms' inputs); scores add 5 a s^2 b / t where attention is not fused (equation 1).
+    With a fused attention and 16-bit activations, a plain layer keeps 34 s b h / t in Korthikanti et al. (2022,
+    equation 4, without dropout masks and with both norms' inputs); scores add 5 a s^2 b / t where attention is not
+    fused (equation 1).
     """
     stream = Number(shape.embed * stack.compute_bytes, "B of embed") * sizes.share
     split = sizes.mesh.tensor
@@ -58,11 +59,23 @@ def kept_bytes(shape: ModelShape, sizes: Sizes, stack: Stack, remat: Remat) -> F
         if not stack.keeps_attention:
             attention = attention - Number(result, "B computed again") / split
         return tokens * (2 * stream + attention + (shape.mlp_products - 1) * inner)
-    plain = stack.kept_streams * stream + attention + shape.mlp_products * inner
+    plain = layer_bytes(shape, sizes, stack) + tokens * (
+        stack.plain_streams * stream + stack.plain_mlp * inner
+    )
     if stack.attention == "fused" or remat == "attention":
-        return tokens * plain
+        return plain
     scores = 5 * Number(shape.heads, "heads") * sizes.all_keys / split
-    return tokens * (plain + scores)
+    return plain + tokens * scores
+
+
+def layer_bytes(shape: ModelShape, sizes: Sizes, stack: Stack) -> Formula:
+    """Bytes of the arrays that the backward pass of a layer works on: what it keeps at the least, or computes again."""
+    stream = Number(shape.embed * stack.compute_bytes, "B of embed") * sizes.share
+    split = sizes.mesh.tensor
+    attention = Number(_attention_bytes(shape, stack), "B of attention") / split
+    inner = Number(_mlp_width(shape) * stack.compute_bytes, "B of mlp") / split
+    arrays = stack.kept_streams * stream + attention + shape.mlp_products * inner
+    return sizes.tokens * arrays
 
 
 def _attention_bytes(shape: ModelShape, stack: Stack) -> float:

@@ -1,7 +1,7 @@
 """What a pipeline schedule costs: its bubble and the microbatches it keeps.
 
-Sources: Narayanan et al. 2021 (arXiv:2104.04473, section 2.2: 1F1B, interleaved), Korthikanti et al. 2022 (appendix B: memory
-of interleaving), Qi et al. 2023 (arXiv:2401.10241: ZB-H1).
+Sources: Narayanan et al. 2021 (arXiv:2104.04473, section 2.2: 1F1B, interleaved), Korthikanti et al. 2022 (appendix B:
+memory of interleaving), Qi et al. 2023 (arXiv:2401.10241: ZB-H1).
 """
 
 from jaxscale.planner.formula import Formula, Number, smaller

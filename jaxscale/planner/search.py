@@ -1,9 +1,10 @@
 """Every layout of a workload on a cluster, ranked.
 
-All meshes whose axes divide what they must, with every microbatch count, rematerialization policy, schedule and ZeRO stage, are
-costed at once (NumPy columns). Memory does not depend on which links an axis gets, so it comes first. What fits is then timed
-with the best links that each axis could have alone: no real spread is faster, so whatever is slower than the plans found so far
-is out, and only the rest is timed over every spread. The result is that of trying everything.
+All meshes whose axes divide what they must, with every microbatch count, rematerialization policy, schedule and ZeRO
+stage, are costed at once (NumPy columns). Memory does not depend on which links an axis gets, so it comes first. What
+fits is then timed
+with the best links that each axis could have alone: no real spread is faster, so whatever is slower than the plans
+found so far is out, and only the rest is timed over every spread. The result is that of trying everything.
 """
 
 from collections.abc import Iterator, Sequence

@@ -37,7 +37,8 @@ def mesh_columns() -> Mesh:
 
 @dataclass(frozen=True)
 class Sizes:
-    """tokens: of one microbatch on one device. stage_layers: layers of a device. keys: that a query sees, mean of the layers.
+    """tokens: of one microbatch on one device. stage_layers: layers of a device. keys: that a query sees, mean of the
+    layers.
 
     share: 1 / tensor where activations between split products are split too, else 1.
     """

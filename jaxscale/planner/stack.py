@@ -10,31 +10,35 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class Stack:
-    """efficiency: the one calibrated constant, a factor on the chip family's.
+    """Arithmetic. efficiency: the one calibrated constant, a factor on the chip family's. matmul_dtype: of the
+    products' operands, which decides their peak. attention: fused never writes scores to memory. causal_skip:
+    fused attention leaves out what the mask hides. attention_speed: of a fused attention beside the chip family's
+    (FlashAttention-2 and its like). grouped_speed: of products grouped by expert beside those of whole matrices.
+    elementwise: passes over memory, as a multiple of those of fused loops. prunes: the compiler leaves out of a
+    recomputation what nothing needs (the last product of the MLP, the product with values). balanced: stages may
+    have different numbers of layers, so that the head counts as load. host_seconds: time of a step that the
+    devices wait for the host.
 
-    matmul_dtype: of the products' operands, which decides their peak.
-    Bytes an element: param_bytes as parameters are stored, compute_bytes of activations, gather_bytes of parameters on
-    the way, gradient_bytes as gradients are kept, reduce_bytes as they are summed over devices, moments_bytes of the
-    optimizer's state. kept_copy: a compute copy of all local parameters is kept beside the stored ones.
-    attention_speed: of a fused attention beside the chip family's (FlashAttention-2 and its like).
-    grouped_speed: of products grouped by expert beside those of whole matrices.
-    attention: fused never writes scores to memory. causal_skip: fused attention leaves out what the mask hides.
-    sequence_parallel: activations between split products are split over `tensor` too.
-    overlap: the share of a collective that can hide behind compute, by axis (0: everything waits for it).
-    elementwise: passes over memory, as a multiple of those of fused loops.
-    regather: whether the backward pass gathers parameters again (ZeRO stage 3).
-    kept_streams: arrays of the residual stream's width that a layer without remat keeps: the inputs and results of both
-    norms, and dropout masks. keeps_attention: whether the `dots` policy keeps what fused attention's backward pass needs.
-    gathers: what is gathered at a time. table_gradient_bytes: of the gradient of the head's table while it is whole.
-    prunes: the compiler leaves out of a recomputation what nothing needs (the last product of the MLP, the product with
-    values). scatters: a reduce-scatter is one, or is made of an all-reduce and a slice. narrow: elements of a shard of `embed` under which a
-    gather is made of an all-reduce of the whole matrix. input_gradients: how many sums over
-    `tensor` the gradients of a layer's two normalized inputs take. table_sums: gradients of the embedding and the head are
-    summed whole over the axes that share them, in compute_bytes, as often.
-    balanced: stages may have different numbers of layers, so that the head counts as load.
-    loss_chunk: tokens whose logits exist at one time (0: all of a microbatch). logit_bytes: of a logit and its gradient.
-    overhead_bytes: memory of the framework that no formula has (context, communication buffers, fragmentation).
-    host_seconds: time of a step that the devices wait for the host.
+    Bytes an element: param_bytes as parameters are stored, compute_bytes of activations, gather_bytes of
+    parameters on the way, gradient_bytes as gradients are kept, reduce_bytes as they are summed over devices,
+    moments_bytes of the optimizer's state, table_gradient_bytes of the gradient of the head's table while it is
+    whole, logit_bytes of a logit and its gradient.
+
+    Memory. kept_copy: a compute copy of all local parameters is kept beside the stored ones. adds_apart: gradients
+    of a microbatch exist beside their sum. kept_streams: arrays of the residual stream's width that a layer
+    without remat keeps at the least: inputs and results of both norms, and dropout masks. plain_streams,
+    plain_mlp: what is kept besides, of either width, where nothing is rematerialized: the steps of norms and
+    activations. keeps_attention: whether the `dots` policy keeps what fused attention's backward pass needs.
+    gathers: what is gathered at a time. regather: whether the backward pass gathers parameters again (ZeRO stage
+    3). loss_chunk: tokens whose logits exist at one time (0: all of a microbatch). overhead_bytes: of the
+    framework, that no formula has (context, communication buffers, fragmentation).
+
+    Collectives. overlap: the share of each that can hide behind compute, by axis (0: everything waits for it).
+    sequence_parallel: activations between split products are split over `tensor` too. scatters: a reduce-scatter
+    is one, or is made of an all-reduce and a slice. narrow: elements of a shard of `embed` under which a gather is
+    made of an all-reduce of the whole matrix. input_gradients: how many sums over `tensor` the gradients of a
+    layer's two normalized inputs take. table_sums: gradients of the embedding and the head are summed whole over
+    the axes that share them.
     """
 
     name: str
@@ -56,6 +60,9 @@ class Stack:
     elementwise: float = 1.0
     regather: bool = True
     kept_streams: float = 4.0
+    plain_streams: float = 0.0
+    plain_mlp: float = 0.0
+    adds_apart: bool = False
     gathers: Literal["matrix", "layer"] = "matrix"
     table_gradient_bytes: float = 4
     keeps_attention: bool = True

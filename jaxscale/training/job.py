@@ -1,7 +1,9 @@
 """Everything of a run that follows from its configuration, checked before anything is compiled."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import optax
@@ -23,6 +25,18 @@ from jaxscale.training.state import TrainState, state_specs
 
 
 @dataclass(frozen=True)
+class Chosen:
+    """A plan, and what whoever proposed it predicts of it: kept in the run as `prediction.json`."""
+
+    plan: Plan
+    prediction: Mapping[str, Any] | None = None
+
+
+# Training does not know the planner: whoever starts a run may hand over a function that asks it.
+PlanChooser = Callable[[RunConfig, Blueprint], Chosen]
+
+
+@dataclass(frozen=True)
 class Job:
     """A run's parts. They hold no parameter and no optimizer state yet."""
 
@@ -35,14 +49,27 @@ class Job:
     optimizer: optax.GradientTransformation
     specs: TrainState
     batches: Batches
+    prediction: Mapping[str, Any] | None = None
 
 
-def make_job(config: RunConfig, directory: Path, report: Report | None = None) -> Job:
+def without_planner(config: RunConfig, model: Blueprint) -> Chosen:
+    """The plan by hand, or all attached devices as they are; nothing is predicted of it."""
+    return Chosen(choose_plan(config, model))
+
+
+def make_job(
+    config: RunConfig,
+    directory: Path,
+    report: Report | None = None,
+    *,
+    choose: PlanChooser = without_planner,
+) -> Job:
     """Raises UserError for everything about a run that can be known to be wrong before it is compiled."""
     check_positions(config)
     model = blueprint(model_builder(config.model))
     training = config.training
-    plan = choose_plan(config, model)
+    chosen = choose(config, model)
+    plan = chosen.plan
     check_batch(plan, training.global_batch, config.data.sequence_length)
     placement = place(plan, make_mesh(plan), model.description)
     schedule = learning_rate(
@@ -63,15 +90,26 @@ def make_job(config: RunConfig, directory: Path, report: Report | None = None) -
         batches=Batches(
             corpus.train, config.data.sequence_length, training.global_batch, training.seed
         ),
+        prediction=chosen.prediction,
     )
 
 
 def choose_plan(config: RunConfig, model: Blueprint) -> Plan:
     """The plan by hand. `auto`, or a plan that names no axis of the mesh, takes the attached devices as they are."""
-    plan = config.plan if isinstance(config.plan, Plan) else Plan()
-    if plan.model_fields_set & set(MESH_AXES):
+    plan = plan_as_given(config)
+    if is_by_hand(plan):
         return plan
     return auto_plan(model.description, jax.device_count(), config.training.global_batch, plan)
+
+
+def plan_as_given(config: RunConfig) -> Plan:
+    """The keys of the plan section; none for `auto`."""
+    return config.plan if isinstance(config.plan, Plan) else Plan()
+
+
+def is_by_hand(plan: Plan) -> bool:
+    """Whether a plan as it was given names an axis of the mesh: then its axes are not chosen for it."""
+    return bool(plan.model_fields_set & set(MESH_AXES))
 
 
 def check_positions(config: RunConfig) -> None:

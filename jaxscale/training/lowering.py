@@ -11,9 +11,8 @@ from jaxscale.config.plan import Plan
 from jaxscale.config.run import RunConfig
 from jaxscale.models.build import model_builder
 from jaxscale.models.description import blueprint
-from jaxscale.parallel.mesh import check_batch
+from jaxscale.parallel.mesh import check_batch, make_mesh
 from jaxscale.parallel.placement import Placement, place
-from jaxscale.parallel.topology import make_physical_mesh
 from jaxscale.training.batches import batch_sharding
 from jaxscale.training.job import check_positions
 from jaxscale.training.losses import Batch
@@ -71,7 +70,7 @@ def abstract_job(
     training = config.training
     check_batch(plan, training.global_batch, config.data.sequence_length)
     model = blueprint(model_builder(config.model))
-    placement = place(plan, make_physical_mesh(plan, devices), model.description)
+    placement = place(plan, make_mesh(plan, devices), model.description)
     schedule = learning_rate(
         training.schedule, peak=training.optimizer.learning_rate, steps=training.steps
     )

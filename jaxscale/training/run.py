@@ -15,13 +15,14 @@ from jaxscale.data.loader import iterate
 from jaxscale.telemetry.meter import StepMeter
 from jaxscale.telemetry.profiler import StepProfiler
 from jaxscale.telemetry.report import write_report
+from jaxscale.telemetry.report.run import PREDICTION_FILE
 from jaxscale.training.actions import Results, make_actions
 from jaxscale.training.batches import batch_sharding, local_rows, place_batch
-from jaxscale.training.job import Job, make_job
+from jaxscale.training.job import Job, PlanChooser, make_job, without_planner
 from jaxscale.training.loop import Loop, StopRequest, run_loop, stop_on_signal
 from jaxscale.training.losses import Batch
 from jaxscale.training.observation import Observer, run_peak
-from jaxscale.training.outputs import Outputs, open_outputs, write_run_files
+from jaxscale.training.outputs import Outputs, open_outputs, write_json, write_run_files
 from jaxscale.training.preparation import show_preparation
 from jaxscale.training.resume import open_checkpoints, start_or_resume
 from jaxscale.training.state import TrainState, state_shardings
@@ -39,18 +40,26 @@ class Outcome:
     sample: str
 
 
-def train_run(config: RunConfig, directory: Path, say: Callable[[str], None] = print) -> Outcome:
+def train_run(
+    config: RunConfig,
+    directory: Path,
+    say: Callable[[str], None] = print,
+    *,
+    choose: PlanChooser = without_planner,
+) -> Outcome:
     """Train from the newest checkpoint, or from the start, to the last step or until a signal asks to stop.
 
+    choose: lays the run out once its model is known (`cli.auto_plan` asks the planner).
     Raises UserError for whatever the user can mend; what is complete on disk stays complete.
     """
     with ExitStack() as stack:
         request = stack.enter_context(stop_on_signal())
-        job = make_job(config, directory, show_preparation(say))
+        job = make_job(config, directory, show_preparation(say), choose=choose)
         checkpoints = stack.enter_context(open_checkpoints(job))
         state = start_or_resume(job, checkpoints, warn=say)
         start = int(state.step)
         write_run_files(config, job.placement.plan, job.corpus.tokenizer, directory)
+        _keep_prediction(job)
         stack.callback(_report, directory, say)
         outputs = open_outputs(config, directory, start)
         stack.callback(outputs.close)
@@ -62,6 +71,15 @@ def train_run(config: RunConfig, directory: Path, say: Callable[[str], None] = p
         report=directory / "report.html",
         sample=outputs.last_sample(),
     )
+
+
+def _keep_prediction(job: Job) -> None:
+    """What is predicted of this plan; of another one it would be wrong."""
+    path = job.directory / PREDICTION_FILE
+    if job.prediction is None:
+        path.unlink(missing_ok=True)
+    else:
+        write_json(path, job.prediction)
 
 
 def _report(directory: Path, say: Callable[[str], None]) -> None:

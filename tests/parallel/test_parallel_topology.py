@@ -15,7 +15,7 @@ from jaxscale.hardware.by_name import cluster_by_name
 from jaxscale.parallel.errors import PlacementError
 from jaxscale.parallel.gpu_targets import GPU_TARGETS
 from jaxscale.parallel.mesh import make_mesh
-from jaxscale.parallel.topology import abstract_devices, make_physical_mesh, prepare_process
+from jaxscale.parallel.topology import abstract_devices, prepare_process
 
 
 def has(package: str) -> bool:
@@ -61,14 +61,9 @@ def test_a_missing_cuda_compiler_says_what_installs_it() -> None:
         abstract_devices(cluster_by_name("h100:8x1"))
 
 
-def test_on_cpu_the_mesh_is_the_trainers() -> None:
-    plan = Plan(data=2, fsdp=2, tensor=2)
-    assert make_physical_mesh(plan, jax.devices()) == make_mesh(plan, jax.devices())
-
-
 def test_a_plan_for_another_number_of_devices_is_refused() -> None:
-    with pytest.raises(PlacementError, match="= 4 devices, but there are 8"):
-        make_physical_mesh(Plan(fsdp=4), jax.devices())
+    with pytest.raises(PlacementError, match="4 devices, but 8 are attached"):
+        make_mesh(Plan(fsdp=4), jax.devices())
 
 
 @needs_libtpu
@@ -97,7 +92,7 @@ def test_a_tpu_slice_has_its_devices(name: str, kind: str) -> None:
 def test_the_last_axis_stays_within_a_slice_and_the_first_crosses() -> None:
     prepare_process()
     devices = abstract_devices(cluster_by_name("v5e:4x4*2"))
-    mesh = make_physical_mesh(Plan(data=2, fsdp=8, tensor=2), devices)
+    mesh = make_mesh(Plan(data=2, fsdp=8, tensor=2), devices)
     slices = [{device.slice_index for device in part.flat} for part in mesh.devices]
     assert slices == [{0}, {1}]
 
@@ -107,7 +102,7 @@ def test_axes_share_a_torus_dim_where_they_must() -> None:
     """32 of 64 chips: two whole dims of four and half of the third."""
     prepare_process()
     devices = abstract_devices(cluster_by_name("v5p:4x4x4"))
-    mesh = make_physical_mesh(Plan(data=2, fsdp=32), devices)
+    mesh = make_mesh(Plan(data=2, fsdp=32), devices)
     assert mesh.devices.shape == (2, 32, 1)
     assert len({device.id for device in mesh.devices.flat}) == 64
 
@@ -117,10 +112,10 @@ def test_axes_that_do_not_split_over_the_slices_are_refused() -> None:
     """Three slices of four chips: 3 x 4 fits them, an axis of seven does not."""
     prepare_process()
     devices = abstract_devices(cluster_by_name("v5e:2x2*3"))
-    assert make_physical_mesh(Plan(data=3, fsdp=4), devices).devices.shape == (3, 4, 1)
+    assert make_mesh(Plan(data=3, fsdp=4), devices).devices.shape == (3, 4, 1)
     uneven = [*devices[:3], *devices[4:6], *devices[8:9], devices[9]]
     with pytest.raises(PlacementError, match="fsdp=7 do not split over 3 slices"):
-        make_physical_mesh(Plan(fsdp=7), uneven)
+        make_mesh(Plan(fsdp=7), uneven)
 
 
 @needs_cuda
@@ -131,7 +126,7 @@ def test_a_product_compiles_for_a_gpu_that_is_not_there(name: str) -> None:
     prepare_process()
     cluster = cluster_by_name(name)
     devices = abstract_devices(cluster)
-    mesh = make_physical_mesh(Plan(fsdp=cluster.num_devices), devices)
+    mesh = make_mesh(Plan(fsdp=cluster.num_devices), devices)
     split = NamedSharding(mesh, PartitionSpec("fsdp"))
     rows = jax.ShapeDtypeStruct((256, 256), jnp.bfloat16, sharding=split)
     compiled = jax.jit(jnp.matmul).lower(rows, rows).compile()

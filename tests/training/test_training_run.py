@@ -287,7 +287,7 @@ MISTAKES = {
     "no source": (["data.train=[]"], "data.train names no source"),
     "a mesh of other size": (["plan.data=2"], "= 2 devices, but 8 are attached"),
     "a batch that does not divide": (
-        ["training.global_batch=12"],
+        ["training.global_batch=12", "plan.fsdp=8"],
         "nearest batches that do: 8 or 16",
     ),
     "a warmup beyond the end": (["training.schedule.warmup_steps=13"], "warmup"),

@@ -13,6 +13,7 @@ from typing import Any
 from jaxscale.telemetry.report.charts import chart_data, render_chart
 from jaxscale.telemetry.report.curves import charts_of
 from jaxscale.telemetry.report.headline import Tile, convention, status, tiles
+from jaxscale.telemetry.report.prediction import prediction_section
 from jaxscale.telemetry.report.run import RunData, Sample
 from jaxscale.telemetry.report.series import evenly_chosen
 
@@ -41,6 +42,7 @@ def render(run: RunData) -> str:
             [
                 _section("Samples", _samples(run.samples)),
                 _section("Evaluations", _evaluations(run)),
+                _section("Prediction", prediction_section(run)),
                 _section("Plan", _yaml(run.plan)),
                 _section("Configuration", _yaml(run.config)),
                 _section("Summary", _table(run.summary)),

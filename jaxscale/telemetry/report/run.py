@@ -1,7 +1,7 @@
 """What a run directory holds, read without trusting that any of it is there."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ from jaxscale.errors import UserError
 from jaxscale.telemetry.metrics import read
 
 Points = list[tuple[int, float]]
+# What a run's planner keeps beside `plan.yaml`.
+PREDICTION_FILE = "prediction.json"
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class RunData:
     environment: dict[str, Any]
     samples: list[Sample]
     summary: dict[str, Any]
+    prediction: dict[str, Any] = field(default_factory=dict)
 
     def points(self, key: str) -> Points:
         """(step, value) of every record that has a finite value for `key`, in order of step."""
@@ -65,6 +68,7 @@ def load_run(directory: Path) -> RunData:
         environment=_json_object(directory / "environment.json"),
         samples=_samples(directory / "samples"),
         summary=_json_object(directory / "summary.json"),
+        prediction=_json_object(directory / PREDICTION_FILE),
     )
 
 

@@ -2,8 +2,9 @@
 
     python scripts/bench/planner_fit --cases FILE [--half even|odd] [--without PREFIX]
 
-Prints what to write into jaxscale/planner/calibration.py, and the errors of the rows that were not used. A constant is the one
-that makes the median row of its group right; chip and stack take turns until they agree. Nothing is fitted to a single row.
+Prints what to write into jaxscale/planner/calibration.py, and the errors of the rows that were not used. A constant is
+the one that makes the median row of its group right; chip and stack take turns until they agree. Nothing is fitted to
+a single row.
 """
 
 import argparse
@@ -110,7 +111,7 @@ def error(row: Row, chips: dict[str, float], stacks: dict[str, float]) -> float:
 
 
 def _pin(chips: dict[str, float], stacks: dict[str, float], rows: Sequence[Row]) -> None:
-    """Only the product of the two shows: the stacks' mean over the rows is 1, so that a new stack takes the family's."""
+    """Only the product of the two shows: the stacks' mean over the rows is 1, for a new stack to take the family's."""
     mean = statistics.geometric_mean([stacks[row.stack] for row in rows])
     for name in stacks:
         stacks[name] /= mean
