@@ -22,8 +22,9 @@ from jaxscale.models.transformer import Transformer
 def model_builder(section: ModelSection) -> Build:
     """The function that makes the module from random streams.
 
-    Raises UserError where sizes do not fit, for a model that can only be planned yet, or where the user's builder is not found, cannot be called as
-    function(rngs=..., **args), or (when called) returns something other than an nnx.Module.
+    Raises UserError where sizes do not fit, for a model that can only be planned yet, or where the user's builder is
+    not found, cannot be called as function(rngs=..., **args), or (when called) returns something other than an
+    nnx.Module.
     """
     if section.planned_only:
         raise UserError(

@@ -166,7 +166,7 @@ def _least(problem: Problem) -> tuple[int, Prediction | None]:
 def _contradiction(problem: Problem) -> tuple[Pin, ...]:
     """The fewest pins, two at most, that leave no candidate at all."""
     pins = _pins(problem)
-    for count in (1,):
+    for count in (1, 2):
         for some in combinations(pins, count):
             if not _has_candidates(_pinned(problem, some)):
                 return some

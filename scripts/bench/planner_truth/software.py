@@ -40,7 +40,7 @@ MAXTEXT = Software(
         name="maxtext",
         # XLA runs gathers and scatters of parameters beside compute, those of tensor parallelism inside the products
         # (Wang et al., ASPLOS 2023, on TPU v4). Tokens wait for their experts.
-        overlap={**_ALL_HIDES, "expert": 0.0, "tokens": 0.0},
+        overlap={**_ALL_HIDES, "data": 0.8, "expert": 0.0, "tokens": 0.0},
         reduce_bytes=2,
         logit_bytes=2,
         # Its `minimal` saves products of weights, and attention runs again.
