@@ -97,7 +97,7 @@ def recipe_of(run: RunConfig) -> Recipe:
     specs = state_specs(description, optimizer, averaged=training.ema_decay is not None)
     return Recipe(
         optimizer=training.optimizer.name + (" and averaged parameters" if specs.average else ""),
-        moments_bytes=2*_bytes(specs.optimizer, specs.average)
+        moments_bytes=_bytes(specs.optimizer, specs.average)
         / sum(s.size for s in description.values()),
         loss_chunk=training.loss_chunk,
         precision=run.plan.precision if isinstance(run.plan, Plan) else "auto",

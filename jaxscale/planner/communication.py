@@ -98,7 +98,7 @@ def _tensor(shape: ModelShape, sizes: Sizes, stack: Stack, remat: Remat, passes:
     stream = _stream(shape, sizes, stack)
     again = recomputes_products(remat)
     if stack.sequence_parallel:
-        gathers, scatters = 6.0, 2.0 + stack.input_gradients
+        gathers, scatters = stack.tensor_gathers, 2.0 + stack.input_gradients
         scatters += (1 if stack.prunes else 2) * again
     else:
         gathers = scatters = 6.0 if again else 4.0

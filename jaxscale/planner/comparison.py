@@ -10,7 +10,7 @@ import numpy as np
 from jaxscale.errors import UserError
 from jaxscale.planner.answer import Answer, Ranked, answer
 from jaxscale.planner.candidates import rules_of
-from jaxscale.planner.layout import AXES, Layout, is_executable
+from jaxscale.planner.layout import AXES, PLANNED_AXES, Layout, is_executable
 from jaxscale.planner.pins import Pins, parse_pins
 from jaxscale.planner.predict import predict
 from jaxscale.planner.prediction import Line, Prediction
@@ -163,7 +163,10 @@ def best_executable(found: Answer) -> Prediction | None:
     for one in found.plans:
         if is_executable(one.prediction.layout):
             return one.prediction
-    own = replace(found.problem, space=make_space(found.problem.space.pins, executable=True))
+    pins = found.problem.space.pins
+    if not all(pins.allows(axis, 1) for axis in PLANNED_AXES):
+        return None
+    own = replace(found.problem, space=make_space(pins, executable=True))
     best = answer(own, top=1).plans
     return best[0].prediction if best else None
 

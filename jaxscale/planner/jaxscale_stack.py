@@ -42,7 +42,9 @@ def jaxscale_stack(
         scatters=kind != "cpu",
         # Lanes of a TPU's vectors. Seen with 64 shards of 4,096: docs/benchmarks/planner/compiled.json.
         narrow=128 if kind == "tpu" else 0,
-        input_gradients=5,
+        # As compiled: on CPU the input's gradient is summed for each of q, k, v, gate and up; on TPU each gathers it.
+        tensor_gathers=13 if kind == "tpu" else 6,
+        input_gradients=2 if kind == "tpu" else 5,
         table_sums=True,
         overlap=_OVERLAP | {"tensor": _TENSOR_OVERLAP[kind]},
         source="jaxscale.training and jaxscale.parallel, compared with what the compiler makes of them",

@@ -153,8 +153,7 @@ def check_pins(problem: Problem) -> None:
     batch = problem.workload.global_batch
     check_product(pins, devices)
     for pin in pins.pins:
-        exact = isinstance(pin.value, int) and pin.relation == "="
-        if exact and pin.key in AXES and pin.key not in problem.space.axes and pin.value != 1:
+        if pin.key in AXES and pin.key not in problem.space.axes and not pin.allows(1):
             raise UserError(
                 f"--pin {pin}: the trainer does not run {pin.key} yet; without --executable it is planned"
             )

@@ -36,7 +36,8 @@ class Stack:
     Collectives. overlap: the share of each that can hide behind compute, by axis (0: everything waits for it).
     sequence_parallel: activations between split products are split over `tensor` too. scatters: a reduce-scatter
     is one, or is made of an all-reduce and a slice. narrow: elements of a shard of `embed` under which a gather is
-    made of an all-reduce of the whole matrix. input_gradients: how many sums over `tensor` the gradients of a
+    made of an all-reduce of the whole matrix. tensor_gathers: how often a layer gathers the
+    residual stream over `tensor`, both passes together. input_gradients: how many sums over `tensor` the gradients of a
     layer's two normalized inputs take. table_sums: gradients of the embedding and the head are summed whole over
     the axes that share them.
     """
@@ -69,6 +70,7 @@ class Stack:
     prunes: bool = False
     scatters: bool = True
     narrow: int = 0
+    tensor_gathers: float = 6
     input_gradients: int = 2
     table_sums: bool = False
     balanced: bool = True

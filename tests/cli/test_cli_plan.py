@@ -129,7 +129,9 @@ def test_executable_plans_are_what_the_trainer_runs() -> None:
 
 def test_pins_hold_and_may_name_what_is_not_searched_otherwise() -> None:
     pins = ("--pin", "tensor<=2", "--pin", "pipeline=2", "--pin", "schedule=gpipe")
-    for plan in planned(MODEL, *ON, *pins)["plans"]:
+    found = planned(MODEL, *ON, *pins)
+    assert found["best_executable"] is None  # No pipeline is.
+    for plan in found["plans"]:
         assert plan["mesh"]["tensor"] <= 2
         assert (plan["mesh"]["pipeline"], plan["schedule"]) == (2, "gpipe")
 

@@ -78,7 +78,7 @@ def print_advice(console: Console, answer: Answer) -> None:
 def executable_words(answer: Answer) -> str:
     runs, best = best_executable(answer), answer.best.prediction
     if runs is None:
-        return "plan 1 is planned only, and nothing that the trainer runs today fits here"
+        return "plan 1 is planned only, and so is everything else that fits here"
     return (
         f"plan 1 is planned only; the best that the trainer runs today: {layout_words(runs.layout)}, "
         f"{seconds(runs.step_seconds)} ({runs.step_seconds / best.step_seconds - 1:+.1%}), "
