@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax
 import yaml
 from pydantic import ValidationError
 
@@ -13,7 +12,7 @@ from jaxscale.config.plan import Plan
 from jaxscale.config.run import RunConfig
 from jaxscale.errors import UserError
 from jaxscale.hardware.cluster import Cluster
-from jaxscale.models.description import Blueprint, ParamSpec
+from jaxscale.models.description import Blueprint
 from jaxscale.parallel.attached import UnknownDevices, attached_cluster
 from jaxscale.parallel.errors import PlacementError
 from jaxscale.parallel.mesh import check_batch
@@ -27,9 +26,7 @@ from jaxscale.planner.search import Problem
 from jaxscale.planner.workload import Workload
 from jaxscale.telemetry.format import bytes_text, seconds_text
 from jaxscale.training.job import Chosen, PlanChooser, choose_plan, is_by_hand, plan_as_given
-from jaxscale.training.optimizers import make_optimizer
-from jaxscale.training.schedules import learning_rate
-from jaxscale.training.state import state_specs
+from jaxscale.training.state_bytes import kept_bytes_per_parameter
 
 Say = Callable[[str], None]
 
@@ -97,23 +94,9 @@ def _problem(config: RunConfig, model: Blueprint, given: Plan) -> Problem:
         cluster,
         given,
         efficiency_with(None, cluster),
-        moments_bytes=_moments_bytes(config, model),
+        moments_bytes=kept_bytes_per_parameter(config, model.description),
         loss_chunk=training.loss_chunk,
     )
-
-
-def _moments_bytes(config: RunConfig, model: Blueprint) -> float:
-    """Of the optimizer's state and averages, a parameter: as training itself describes them."""
-    training, description = config.training, model.description
-    schedule = learning_rate(
-        training.schedule, peak=training.optimizer.learning_rate, steps=training.steps
-    )
-    optimizer = make_optimizer(training.optimizer, schedule, description)
-    specs = state_specs(description, optimizer, averaged=training.ema_decay is not None)
-    kept: list[ParamSpec] = jax.tree.leaves(
-        (specs.optimizer, specs.average), is_leaf=lambda leaf: isinstance(leaf, ParamSpec)
-    )
-    return sum(spec.num_bytes for spec in kept) / sum(spec.size for spec in description.values())
 
 
 def _by_hand(run: _Run) -> Chosen:

@@ -84,33 +84,18 @@ def recipe_of(run: RunConfig) -> Recipe:
     """What a run's training section means for memory: the optimizer's state as training itself describes it."""
     from jaxscale.models.build import model_builder
     from jaxscale.models.description import blueprint
-    from jaxscale.training.optimizers import make_optimizer
-    from jaxscale.training.schedules import learning_rate
-    from jaxscale.training.state import state_specs
+    from jaxscale.training.state_bytes import kept_bytes_per_parameter
 
     training = run.training
-    description = blueprint(model_builder(run.model)).description
-    schedule = learning_rate(
-        training.schedule, peak=training.optimizer.learning_rate, steps=training.steps
-    )
-    optimizer = make_optimizer(training.optimizer, schedule, description)
-    specs = state_specs(description, optimizer, averaged=training.ema_decay is not None)
+    averaged = " and averaged parameters" if training.ema_decay is not None else ""
     return Recipe(
-        optimizer=training.optimizer.name + (" and averaged parameters" if specs.average else ""),
-        moments_bytes=_bytes(specs.optimizer, specs.average)
-        / sum(s.size for s in description.values()),
+        optimizer=training.optimizer.name + averaged,
+        moments_bytes=kept_bytes_per_parameter(
+            run, blueprint(model_builder(run.model)).description
+        ),
         loss_chunk=training.loss_chunk,
         precision=run.plan.precision if isinstance(run.plan, Plan) else "auto",
     )
-
-
-def _bytes(*trees: Any) -> int:
-    import jax
-
-    from jaxscale.models.description import ParamSpec
-
-    leaves = jax.tree.leaves(trees, is_leaf=lambda leaf: isinstance(leaf, ParamSpec))
-    return sum(leaf.num_bytes for leaf in leaves)
 
 
 def find(question: Question, shown: Shown) -> Found:

@@ -11,6 +11,9 @@ from jaxscale.planner.model_shape import ModelShape
 from jaxscale.planner.workload import Workload
 
 Sizes = NDArray[np.int64]
+# Of a sequence on one device: with fewer, blocks of fused attention are not filled and causal work is not balanced.
+# Nobody has published a shorter one.
+LEAST_CONTEXT = 2048
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,13 @@ def rules_of(workload: Workload, groups_embed: int | None = None) -> tuple[Rule,
         *_tensor_rules(shape),
         *_expert_rules(shape),
         Rule("layers", "layers", shape.layers, ("pipeline",), divides=False),
+        Rule(
+            "context",
+            f"sequence of {length:,} in shards of {LEAST_CONTEXT:,} tokens:",
+            max(1, length // LEAST_CONTEXT),
+            ("context",),
+            divides=False,
+        ),
         Rule("sequence", "sequence length", length, ("context", "tensor")),
         Rule("embed", "embed", embed, ("fsdp", "expert", "context")),
         Rule("batch", "global batch", workload.global_batch, batch_axes),

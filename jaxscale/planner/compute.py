@@ -6,7 +6,7 @@ bandwidth: large products are bound by the first, thin ones (small widths, few t
 
 from dataclasses import dataclass
 
-from jaxscale.planner.formula import Formula, Number, rounded_up, total
+from jaxscale.planner.formula import Formula, Named, Number, rounded_up, total
 from jaxscale.planner.model_flops import head_widths
 from jaxscale.planner.model_shape import Experts, LatentAttention, ModelShape
 from jaxscale.planner.sizes import Sizes
@@ -224,5 +224,5 @@ def _product(
     seconds = 2 * rows * inner * outer / speeds.flops
     if speeds.multiprocessors:
         waves = rows / _TILE[0] * (outer / _TILE[1]) / speeds.multiprocessors
-        seconds = seconds * (rounded_up(waves) / waves)
+        seconds = seconds * Named(rounded_up(waves) / waves, "last wave")
     return seconds + traffic / speeds.memory

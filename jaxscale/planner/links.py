@@ -36,10 +36,22 @@ class Links:
 
     def _spreads_of(self, sizes: tuple[int, ...]) -> tuple[tuple[Spread, ...], Values]:
         """The spreads of a mesh, and their speeds: [spreads, axes x speeds]."""
-        found = tuple(distinct_spreads(self._cluster, dict(zip(AXES, sizes, strict=True))))
+        mesh = dict(zip(AXES, sizes, strict=True))
+        found = self._inside_first(tuple(distinct_spreads(self._cluster, mesh)))
         width = len(AXES) * len(NAMES)
         rows = [self._flat(spread) for spread in found]
         return found, np.array(rows).reshape(len(found), width)
+
+    def _inside_first(self, found: tuple[Spread, ...]) -> tuple[Spread, ...]:
+        """Only those that keep `tensor` off the slow network, if there are any.
+
+        Its collectives wait between the products of every layer; nobody has published a run that lets them cross
+        where they need not (Narayanan et al. 2021, takeaway 1).
+        """
+        if not any(dim.slow for dim in self._cluster.dims):
+            return found
+        inside = tuple(spread for spread in found if spread["tensor"][-1] == 1)
+        return inside or found
 
     def _flat(self, spread: Spread) -> list[float]:
         row = self.row(spread)

@@ -100,8 +100,8 @@ def _memory_words(problem: Problem, block: Block, row: int) -> str:
         ((term.exposed.at(table, 0), term.component) for term in block.costs.memory), reverse=True
     )
     largest = ", ".join(f"{component} {size / GIB:.1f}" for size, component in parts[:2])
-    usable = problem.cluster.usable_hbm / GIB
-    return f"{block.peak[row] / GIB:.1f} GiB of {usable:.1f}, of which {largest}"
+    usable = problem.cluster.usable_hbm / (1 + problem.efficiency.memory_error) / GIB
+    return f"{block.peak[row] / GIB:.1f} GiB of {usable:.1f} to fill, of which {largest}"
 
 
 def _change(candidates: Sequence[Block], layout: Layout) -> str:
@@ -140,7 +140,8 @@ def _distance(one: Layout, other: Layout) -> tuple[int, int, int, int]:
 def words(layout: Layout) -> str:
     """`fsdp=64 tensor=8, 4 microbatches, remat=full`."""
     sizes = " ".join(f"{axis}={size}" for axis, size in layout.mesh.items() if size > 1)
-    parts = [sizes or "one device", f"{layout.microbatches} microbatches", f"remat={layout.remat}"]
+    passes = "microbatch" if layout.microbatches == 1 else "microbatches"
+    parts = [sizes or "one device", f"{layout.microbatches} {passes}", f"remat={layout.remat}"]
     if layout.schedule != "none":
         virtual = f" x{layout.virtual_stages}" if layout.virtual_stages > 1 else ""
         parts.append(f"schedule={layout.schedule}{virtual}")

@@ -58,9 +58,10 @@ def test_the_search_finds_what_trying_everything_finds(cluster: str, shape: obje
     best = min(one.step_seconds for one in _everything(question))
     candidates = list(blocks(question, divisible_meshes(question).kept))
     found = ranked(question, candidates, 3)
-    # Three percent are given up for spreads that keep inner axes together.
-    assert best <= found[0].seconds <= best * 1.03
-    assert [one.seconds for one in found] == sorted(one.seconds for one in found)
+    # Three percent are given up for spreads that keep inner axes together, two for simpler meshes.
+    assert best <= found[0].seconds <= best * 1.05
+    times = [one.seconds for one in found]
+    assert all(later >= before * 0.98 for before, later in itertools.pairwise(times))
 
 
 def test_all_meshes_are_all_ordered_factorizations() -> None:
@@ -118,7 +119,7 @@ def test_more_bandwidth_is_never_slower(
     for layout in layouts:
         assert _predict(wider, layout).step_seconds <= _predict(question, layout).step_seconds
     assert answer(wider, 1).best.prediction.step_seconds <= (
-        answer(question, 1).best.prediction.step_seconds * 1.03
+        answer(question, 1).best.prediction.step_seconds * 1.05
     )
 
 

@@ -45,7 +45,7 @@ MAXTEXT = Software(
         logit_bytes=2,
         # Its `minimal` saves products of weights, and attention runs again.
         keeps_attention=False,
-        # On v5p its Mixtral 8x7B reaches 0.80 of its Llama 2 70B's MFU (its tiering guide: 52.6 and 65.4 %); experts are
+        # On v5p its Mixtral 8x7B reaches 0.80 of its Llama 2 70B's MFU (its tiering guide: 52.6, 65.4 %); experts are
         # six tenths of the time, so grouped products run at about 0.7 of whole ones.
         grouped_speed=0.7,
         prunes=True,
@@ -75,7 +75,7 @@ LLM_FOUNDRY = Software(
     Stack(
         name="llm-foundry",
         overlap=_NCCL_HIDES,
-        # Triton's kernel of FlashAttention 1: FlashAttention-2 (arXiv:2307.08691, figures 4 and 5) is about 1.7 times as
+        # Triton's kernel of FlashAttention 1: FlashAttention-2 (arXiv:2307.08691, figures 4, 5) is about 1.7 times as
         # fast.
         attention_speed=0.6,
         elementwise=2.0,
