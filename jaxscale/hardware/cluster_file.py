@@ -56,6 +56,9 @@ class ChipSection(Section):
     )
     hbm: Bytes = Field(description="memory of one device")
     hbm_bandwidth: Bandwidth = Field(description="bytes/s between a device and its memory")
+    multiprocessors: int = Field(
+        default=0, ge=0, description="of a GPU, which works products off in waves of as many tiles"
+    )
     kind_patterns: tuple[str, ...] = Field(
         default=(), description="regular expressions of device_kind"
     )
@@ -163,6 +166,7 @@ def section_of_chip(chip: Chip) -> ChipSection:
         peak_flops=dict(chip.peak_flops),
         hbm=chip.hbm_bytes,
         hbm_bandwidth=chip.hbm_bandwidth,
+        multiprocessors=chip.multiprocessors,
         kind_patterns=chip.kind_patterns,
         source=chip.source,
     )
@@ -211,6 +215,7 @@ def _chip(section: ChipSection) -> Chip:
         peak_flops=MappingProxyType(section.peak_flops),
         hbm_bytes=section.hbm,
         hbm_bandwidth=section.hbm_bandwidth,
+        multiprocessors=section.multiprocessors,
         source=section.source,
     )
 

@@ -101,7 +101,7 @@ def test_a_run_that_goes_on_keeps_its_plan(planned: tuple[Path, str], config: Pa
     before = Plan(data=4, fsdp=2, remat="full")
     (other / "plan.yaml").write_text(to_yaml(before))
     said = succeed("train", config, *SHORT, "training.steps=5", "--run-dir", other)
-    assert "data=4 fsdp=2, 1 microbatches, remat=full, as the run has it" in said
+    assert "data=4 fsdp=2, 1 microbatch, remat=full, as the run has it" in said
     assert "resuming behind step 4" in said
     assert Plan.model_validate(yaml.safe_load((other / "plan.yaml").read_text())) == before
     prediction = json.loads((other / "prediction.json").read_text())
@@ -117,7 +117,7 @@ def lay_out(directory: Path, plan: Plan) -> Path:
 
 def test_other_devices_get_another_plan_for_the_same_batch(choose, tmp_path: Path) -> None:
     found, said = choose(directory=lay_out(tmp_path, Plan(fsdp=4, remat="full")))
-    assert "was laid over 4 devices (fsdp=4, 1 microbatches, remat=full), now there are 8" in said
+    assert "was laid over 4 devices (fsdp=4, 1 microbatch, remat=full), now there are 8" in said
     assert "its batch of 8 sequences stays" in said
     assert (found.plan.num_devices, found.plan.remat) == (8, "none")
     assert found.prediction is not None

@@ -1,5 +1,6 @@
 """`jaxscale plan`: ranked plans as text, as data and as a page, and what is said of them."""
 
+import itertools
 import json
 import math
 import os
@@ -58,7 +59,8 @@ def test_the_numbers_of_a_plan_agree_with_each_other(found: dict[str, Any]) -> N
 
 def test_ranks_follow_time_and_ties_are_those_within_the_band(found: dict[str, Any]) -> None:
     times = {plan["rank"]: plan["step_seconds"] for plan in found["plans"]}
-    assert list(times.values()) == sorted(times.values())
+    # Of times within 2 % the simpler mesh comes first.
+    assert all(later >= 0.98 * before for before, later in itertools.pairwise(times.values()))
     band = found["error_band"]
     for plan in found["plans"]:
         near = [
