@@ -6,6 +6,7 @@ flops.over(Table({"tokens": [1, 2]}))  # array([ 8192., 16384.])
 flops.text(table, row=0)               # '2 x 1 tokens x 4,096 embed'
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -36,15 +37,15 @@ class Table:
         return found[1]
 
 
-class Formula:
+class Formula(ABC):
     """Arithmetic on named quantities. A tree: nothing is computed until a table asks."""
 
-    def compute(self, table: Table) -> Values:
-        raise NotImplementedError
+    @abstractmethod
+    def compute(self, table: Table) -> Values: ...
 
+    @abstractmethod
     def text(self, table: Table, row: int) -> str:
         """The formula with the values of one row put in."""
-        raise NotImplementedError
 
     def over(self, table: Table) -> Values:
         return np.broadcast_to(table.values(self), (table.num_rows,))
