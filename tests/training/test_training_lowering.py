@@ -74,7 +74,7 @@ def test_whole_rows_have_neither_documents_nor_positions(tmp_path: Path) -> None
     ("plan", "overrides", "message"),
     [
         (Plan(fsdp=8), ["training.global_batch=12"], "global_batch=12 does not divide"),
-        (Plan(fsdp=4), [], "mesh fsdp=4 = 4 devices, but there are 8"),
+        (Plan(fsdp=4), [], "4 devices, but 8 are attached"),
         (Plan(tensor=8), ["model.num_kv_heads=4"], "does not divide over tensor=8"),
         (Plan(fsdp=8), ["data.sequence_length=64"], "longer than model.max_positions=32"),
     ],
