@@ -59,7 +59,8 @@ def test_the_search_finds_what_trying_everything_finds(cluster: str, shape: obje
     candidates = list(blocks(question, divisible_meshes(question).kept))
     found = ranked(question, candidates, 3)
     # Three percent are given up for spreads that keep inner axes together, two for simpler meshes.
-    assert best <= found[0].seconds <= best * 1.05
+    # Sums in another order: the last digit.
+    assert best * (1 - 1e-12) <= found[0].seconds <= best * 1.05
     times = [one.seconds for one in found]
     assert all(later >= before * 0.98 for before, later in itertools.pairwise(times))
 
