@@ -49,14 +49,11 @@ def state_terms(
     # The gradients of one pass stand beside their sum.
     again = if_less(1, sizes.mesh.microbatches, 2, 1) if stack.adds_apart else Number(1)
     copies = Named(again, "of them")
-    terms = [
+    return [
         Term("parameters", local * Number(stack.param_bytes, "B each")),
         Term("optimizer state", of_state * Number(stack.moments_bytes, "B each")),
         Term("gradients", copies * of_gradients * Number(stack.gradient_bytes, "B each")),
     ]
-    if stack.kept_copy:
-        terms.append(Term("compute copy", local * Number(stack.compute_bytes, "B each")))
-    return terms
 
 
 def _activations(

@@ -24,7 +24,7 @@ class Stack:
     moments_bytes of the optimizer's state, table_gradient_bytes of the gradient of the head's table while it is
     whole, logit_bytes of a logit and its gradient.
 
-    Memory. kept_copy: a compute copy of all local parameters is kept beside the stored ones. adds_apart: gradients
+    Memory. adds_apart: gradients
     of a microbatch exist beside their sum. kept_streams: arrays of the residual stream's width that a layer
     without remat keeps at the least: inputs and results of both norms, and dropout masks. plain_streams,
     plain_mlp: what is kept besides, of either width, where nothing is rematerialized: the steps of norms and
@@ -47,7 +47,6 @@ class Stack:
     matmul_dtype: str = "bfloat16"
     param_bytes: float = 4
     compute_bytes: float = 2
-    kept_copy: bool = False
     gather_bytes: float = 2
     gradient_bytes: float = 4
     reduce_bytes: float = 4

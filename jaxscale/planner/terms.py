@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from jaxscale.planner.formula import Formula, Number, Table, larger
+from jaxscale.planner.formula import Formula, Table, larger
 from jaxscale.planner.prediction import Line
 
 
@@ -37,6 +37,3 @@ def line(term: Term, exposed: Formula, table: Table, row: int) -> Line:
         bandwidth=moved / amount if amount else 0.0,
         hidden_seconds=amount - value,
     )
-
-
-ZERO = Number(0)

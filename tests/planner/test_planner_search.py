@@ -11,8 +11,10 @@ from planner_cases import DENSE, ROUTED, problem
 
 from jaxscale.errors import UserError
 from jaxscale.hardware.catalogue import parse_cluster
+from jaxscale.planner import search
 from jaxscale.planner.answer import answer
 from jaxscale.planner.candidates import all_meshes, divisors
+from jaxscale.planner.formula import Table
 from jaxscale.planner.layout import AXES, Layout
 from jaxscale.planner.links import Links
 from jaxscale.planner.network import axis_links
@@ -52,7 +54,12 @@ def _everything(question: Problem) -> list[Prediction]:
 
 @pytest.mark.parametrize("cluster", CLUSTERS[:3])
 @pytest.mark.parametrize("shape", [DENSE, ROUTED], ids=lambda shape: shape.name)
-def test_the_search_finds_what_trying_everything_finds(cluster: str, shape: object) -> None:
+def test_the_search_finds_what_trying_everything_finds(
+    cluster: str, shape: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        search, "_TIMED_AT_ONCE", 1
+    )  # Or everything is timed, and no bound is needed.
     space = Space(remats=("none", "full"), schedules=("1f1b",), zeros=(0,), axes=AXES)
     question = problem(shape, cluster, batch=16, space=space)
     best = min(one.step_seconds for one in _everything(question))
@@ -63,6 +70,21 @@ def test_the_search_finds_what_trying_everything_finds(cluster: str, shape: obje
     assert best * (1 - 1e-12) <= found[0].seconds <= best * 1.05
     times = [one.seconds for one in found]
     assert all(later >= before * 0.98 for before, later in itertools.pairwise(times))
+
+
+@pytest.mark.parametrize("cluster", CLUSTERS)
+def test_no_spread_is_faster_than_the_bound(cluster: str) -> None:
+    question = problem(ROUTED, cluster, batch=16)
+    links = Links(question.cluster, question.efficiency.network)
+    dims = tuple(dim.size for dim in question.cluster.dims)
+    for block in blocks(question, divisible_meshes(question).kept):
+        table = Table(block.columns | links.best_columns(block.columns))
+        bounds = search.seconds_of(block.costs).over(table)
+        for row in range(0, block.peak.size, 97):
+            layout = block.layout(row)
+            for spread in spreads(dims, layout.mesh):
+                found = _predict(question, replace(layout, spread=spread)).step_seconds
+                assert bounds[row] <= found * (1 + 1e-12)
 
 
 def test_all_meshes_are_all_ordered_factorizations() -> None:

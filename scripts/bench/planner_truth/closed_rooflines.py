@@ -8,7 +8,7 @@ from jaxscale.planner import closed_forms as forms
 from planner_truth.cases import Unsupported
 from planner_truth.clusters import tpu_family
 from planner_truth.figures import DTYPES
-from planner_truth.problem import BOOK_SEQUENCE, Problem, Rule, Value, dtype_bytes
+from planner_truth.problem import BOOK_SEQUENCE, Problem, Rule, dtype_bytes
 from planner_truth.symbols import solve_linear
 
 
@@ -248,13 +248,3 @@ RULES: Mapping[str, Rule] = {
     "tokens_per_chip": tokens_per_chip,
     "bound": bound,
 }
-
-
-def first_of(problem: Problem, *rules: Rule) -> Value:
-    """The first rule that has what it needs. Raises Unsupported with the last reason."""
-    for rule in rules[:-1]:
-        try:
-            return rule(problem)
-        except Unsupported:
-            continue
-    return rules[-1](problem)
