@@ -2,7 +2,6 @@
 
 import errno
 import io
-import os
 import sys
 from typing import Annotated
 
@@ -61,9 +60,6 @@ def run() -> None:
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(EXIT_USER_ERROR)
-    except BrokenPipeError:
-        # Whoever reads has seen enough (`| head`). What is still buffered has no reader either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         if error.errno not in NO_SPACE:
             raise
