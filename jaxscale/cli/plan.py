@@ -48,6 +48,11 @@ def plan(
         bool, typer.Option("--verify", help="compile the real step for that cluster, compare")
     ] = False,
     html: Annotated[Path | None, typer.Option(help="write a page with pictures")] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(help="instead: a pipeline schedule's table: 1f1b, or plan for the run's own"),
+    ] = None,
+    svg: Annotated[Path | None, typer.Option(help="with --schedule: write its picture")] = None,
     measured: Annotated[
         Path | None, typer.Option(help="instead: a run's prediction beside what it achieved")
     ] = None,
@@ -60,6 +65,11 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Rank the ways to lay a model over a cluster. Needs no accelerator and creates no array."""
+    if schedule is not None or svg is not None:
+        from jaxscale.cli.schedule_table import show_schedule
+
+        show_schedule(schedule, config, overrides or [], pin or [], svg, as_json)
+        return
     from jaxscale.cli import planning
     from jaxscale.planner.question import Request
 

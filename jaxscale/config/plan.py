@@ -7,10 +7,11 @@ from pydantic import Field
 from jaxscale.config.section import Section
 
 # Outermost first: neighbours on the fastest links belong to the last axis.
-MESH_AXES = ("data", "fsdp", "tensor")
+MESH_AXES = ("pipeline", "data", "fsdp", "tensor")
 
 Precision = Literal["auto", "float32", "bfloat16"]
 Remat = Literal["none", "full", "dots", "minimal", "offload"]
+Schedule = Literal["gpipe", "1f1b", "interleaved", "zb-h1"]
 
 
 class Plan(Section):
@@ -19,6 +20,19 @@ class Plan(Section):
     Where no axis is named at all, the attached devices decide, as for `plan: auto`.
     """
 
+    pipeline: int = Field(
+        1, ge=1, description="stages that the layers are dealt out to, each on its own devices"
+    )
+    schedule: Schedule = Field(
+        "1f1b", description="order in which the stages of a pipeline run microbatches"
+    )
+    virtual_stages: int = Field(
+        1, ge=1, description="chunks of layers a pipeline stage holds (schedule interleaved)"
+    )
+    stage_layers: list[int] = Field(
+        [],
+        description="layers of each chunk in the model's order (empty: balanced, embedding and head counted)",
+    )
     data: int = Field(
         1, ge=1, description="replicas of the model, each on its own rows of the batch"
     )
@@ -53,7 +67,7 @@ class Plan(Section):
 
     @property
     def num_devices(self) -> int:
-        return self.data * self.fsdp * self.tensor
+        return self.pipeline * self.data * self.fsdp * self.tensor
 
     @property
     def batch_shards(self) -> int:

@@ -1,5 +1,6 @@
 """A plan on a mesh: shardings of parameters and batches, and the hooks that place activations."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,13 +11,18 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxscale.config.plan import Plan
 from jaxscale.models.context import Axes, ForwardContext
 from jaxscale.models.description import Description
+from jaxscale.parallel.errors import PlacementError
+from jaxscale.parallel.pipeline.stages import StageLayout, stage_layout, stored_description
 from jaxscale.parallel.remat import wrap_block
 from jaxscale.parallel.rules import (
     Rules,
     check_rules_used,
     make_rules,
     mesh_axes_of,
+    parameter_specs,
     partition_spec,
+    pipeline_rules,
+    unstaged_rules,
 )
 
 _CPU_LAYER_UNROLL = 16
@@ -28,13 +34,19 @@ _DECODING = {"remat": "none", "layer_unroll": 1}
 class Placement:
     """Where everything of a run lives.
 
+    stages: the layers of each pipeline stage; None without a pipeline.
+    unstaged_rules: the table for arrays whose layers are in the model's order, where it is another one.
     outer: mesh axes that a surrounding `jax.vmap(..., spmd_axis_name=axis)` runs over; arrays have no dim for them.
+    manual: mesh axes over which a surrounding `jax.shard_map` is manual; arrays are one device's blocks along them.
     """
 
     mesh: Mesh
     plan: Plan
     rules: Rules
+    stages: StageLayout | None = None
+    unstaged_rules: Rules | None = None
     outer: frozenset[str] = frozenset()
+    manual: frozenset[str] = frozenset()
 
     @property
     def mesh_shape(self) -> Mapping[str, int]:
@@ -45,10 +57,21 @@ class Placement:
         """`cpu`, `gpu` or `tpu`."""
         return str(self.mesh.devices.flat[0].platform)
 
+    @property
+    def is_local(self) -> bool:
+        """Whether arrays are whole on one device."""
+        sizes = (size for axis, size in self.mesh.shape.items() if axis not in self.manual)
+        return bool(math.prod(sizes) == 1)
+
+    @property
+    def automatic_axes(self) -> frozenset[str]:
+        """Mesh axes that the compiler partitions over here."""
+        return frozenset(self.mesh.axis_names) - self.manual
+
     def mesh_axes(self, logical: str) -> tuple[str, ...]:
-        """Mesh axes of size over one that split a logical axis here, without the outer ones."""
-        axes = mesh_axes_of(logical, (logical,), self.rules)[0]
-        return tuple(axis for axis in axes if self.mesh.shape[axis] > 1 and axis not in self.outer)
+        """Mesh axes of size over one that split a logical axis here, without the outer and manual ones."""
+        axes, hidden = mesh_axes_of(logical, (logical,), self.rules)[0], self.outer | self.manual
+        return tuple(axis for axis in axes if self.mesh.shape[axis] > 1 and axis not in hidden)
 
     def sharding(self, name: str, shape: tuple[int, ...], axes: Axes) -> NamedSharding:
         """Sharding of an array by the logical axes of its dims; raises PlacementError where it does not fit."""
@@ -69,13 +92,31 @@ class Placement:
         """The placement inside a `jax.vmap` that runs over a mesh axis."""
         return replace(self, outer=self.outer | {axis})
 
+    def inside_map(self, axes: frozenset[str]) -> "Placement":
+        """The placement inside a `jax.shard_map` that is manual over mesh axes."""
+        return replace(self, manual=self.manual | axes)
+
+    def stored(self, description: Description) -> Description:
+        """What is stored of a model under this placement: stages may be padded."""
+        return stored_description(description, self.stages)
+
+    def unstaged(self) -> "Placement":
+        """The placement of arrays whose layers are in the model's order: for checkpoints and for generation.
+
+        The same where that is the stored order; otherwise no stage owns layers, and `pipeline` splits `embed`.
+        """
+        if self.stages is None or self.stages.is_identity:
+            return self
+        return replace(self, rules=self.unstaged_rules or self.rules)
+
     def constrain(self, array: jax.Array, axes: Axes) -> jax.Array:
         """Pin an activation by its logical axes; a no-op on a single device."""
-        if self.mesh.size == 1:
+        if self.is_local:
             return array
-        shape = {axis: 1 if axis in self.outer else size for axis, size in self.mesh.shape.items()}
+        hidden = self.outer | self.manual
+        shape = {axis: 1 if axis in hidden else size for axis, size in self.mesh.shape.items()}
         spec = partition_spec("activation", array.shape, axes, self.rules, shape)
-        placed: jax.Array = jax.lax.with_sharding_constraint(array, _without(spec, self.outer))
+        placed: jax.Array = jax.lax.with_sharding_constraint(array, _without(spec, hidden))
         return placed
 
     def forward_context(self) -> ForwardContext:
@@ -85,7 +126,7 @@ class Placement:
             wrap_block=wrap_block(self.plan.remat),
             kernels=self.plan.kernels,
             layer_unroll=self._layer_unroll(),
-            local=self.mesh.size == 1,
+            local=self.is_local,
             platform=self.platform,
         )
 
@@ -99,31 +140,57 @@ class Placement:
         return self.plan.layer_unroll or (_CPU_LAYER_UNROLL if alone else 1)
 
     def for_decoding(self) -> "Placement":
-        """The placement for generation: few rows, one token at a time, so neither rows nor sequences are split."""
-        rules = {**self.rules, "batch": (), "sequence": (), "norm_sequence": ()}
-        return replace(self, rules=rules, plan=self.plan.model_copy(update=_DECODING))
+        """The placement for generation: few rows, one token at a time, so neither rows nor sequences are split.
+
+        Nor is it pipelined: every device runs every layer. `pipeline` then splits `embed` as `fsdp` does, so that a
+        layer's parameters are gathered when it runs and no device holds the model.
+        """
+        table = self.unstaged_rules or self.rules
+        rules = {**table, "batch": (), "sequence": (), "norm_sequence": ()}
+        plan = self.plan.model_copy(update=_DECODING)
+        return replace(self, rules=rules, plan=plan, stages=None)
 
 
 def place(plan: Plan, mesh: Mesh, description: Description) -> Placement:
     """Check a plan against a model and bind it to a mesh. Raises PlacementError before anything is compiled."""
+    rules, layout = check_plan(plan, description)
+    unstaged = None if layout is None else unstaged_rules(rules, plan, description)
+    return Placement(mesh, plan, rules, layout, unstaged)
+
+
+def check_plan(plan: Plan, description: Description) -> tuple[Rules, StageLayout | None]:
+    """The rules and stages of a plan for a model, no device needed. Raises PlacementError where it does not fit."""
     check_rules_used(plan.rules, description)
-    placement = Placement(mesh, plan, make_rules(plan.rules))
-    placement.shardings(description)
-    return placement
+    rules, layout = make_rules(plan.rules), stage_layout(plan, description)
+    rules = {**rules, **pipeline_rules(plan, description)}
+    parameter_specs(stored_description(description, layout), rules, plan.mesh_shape)
+    if layout is not None and plan.remat == "offload":
+        raise PlacementError(
+            "plan.remat=offload does not work with a pipeline, whose stages keep activations in rings on the device; "
+            "use plan.remat=full or plan.pipeline=1"
+        )
+    return rules, layout
 
 
 def local_blocks(
     function: Callable[..., Any], placement: Placement, in_specs: Any, out_specs: Any
 ) -> Callable[..., Any]:
-    """`function` on each device's block of its operands.
+    """`function` on each device's block of its operands, along the axes that are not manual already.
 
     It is not to be differentiated: what it returns as replicated is taken at its word (no check of varying axes), and
     gradients through it are its caller's, as results of their own.
     """
-    if placement.mesh.size == 1:
+    if placement.is_local:
         return function
+    # Inside another map the mesh is that map's, which the trace knows.
+    mesh = None if placement.manual else placement.mesh
     return jax.shard_map(
-        function, mesh=placement.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+        function,
+        mesh=mesh,
+        in_specs=in_specs,
+        out_specs=out_specs,
+        axis_names=placement.automatic_axes,
+        check_vma=False,
     )
 
 

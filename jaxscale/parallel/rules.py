@@ -6,7 +6,7 @@ from types import MappingProxyType
 from jax.sharding import PartitionSpec
 
 from jaxscale.config.explain import nearest
-from jaxscale.config.plan import MESH_AXES
+from jaxscale.config.plan import MESH_AXES, Plan
 from jaxscale.models.description import Description
 from jaxscale.parallel.errors import AxisCollision, NotDivisible, PlacementError
 
@@ -39,6 +39,44 @@ def make_rules(overrides: Mapping[str, str | list[str] | None]) -> Rules:
     """The table with a plan's overrides. Raises PlacementError for a mesh axis that does not exist."""
     named = {name: _as_axes(name, axes) for name, axes in overrides.items()}
     return MappingProxyType({**DEFAULT_RULES, **named})
+
+
+def pipeline_rules(plan: Plan, description: Description) -> Rules:
+    """What a pipeline adds to the table: stages own layers, and share the tables of the vocabulary.
+
+    A table is needed on one stage only, but every device of a mesh holds the same shapes: split over `pipeline` too, it
+    is held once, gathered for a step. Not where its rows do not divide, or where the plan has a rule of its own.
+    """
+    if plan.pipeline == 1:
+        return {}
+    added: dict[str, MeshAxes] = {"layers": ("pipeline",)}
+    rows = [
+        size
+        for spec in description.values()
+        for size, axis in zip(spec.shape, spec.axes, strict=True)
+        if axis == "vocab"
+    ]
+    if all(size % (plan.pipeline * plan.tensor) == 0 for size in rows):
+        added["vocab"] = ("tensor", "pipeline")
+    return {axis: axes for axis, axes in added.items() if axis not in plan.rules}
+
+
+def unstaged_rules(rules: Rules, plan: Plan, description: Description) -> Rules:
+    """The table for arrays whose layers are in the model's order: `pipeline` splits `embed`, as `fsdp` does.
+
+    Where `embed` does not divide by both, every stage holds such arrays whole.
+    """
+    unstaged = {
+        **rules,
+        "layers": (),
+        "vocab": tuple(axis for axis in rules["vocab"] if axis != "pipeline"),
+        "embed": (*rules["embed"], "pipeline"),
+    }
+    try:
+        parameter_specs(description, unstaged, plan.mesh_shape)
+    except PlacementError:
+        return {**unstaged, "embed": rules["embed"]}
+    return unstaged
 
 
 def check_rules_used(overrides: Iterable[str], description: Description) -> None:

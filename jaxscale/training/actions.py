@@ -19,6 +19,7 @@ from jaxscale.training.optimizer_state import flatten_state
 from jaxscale.training.outputs import Outputs
 from jaxscale.training.resume import run_metadata
 from jaxscale.training.sampling import Sampler, make_sampler, sample_text
+from jaxscale.training.stage_order import in_model_order
 from jaxscale.training.state import TrainState
 
 _SAMPLING = Sampling(temperature=0.8, top_p=0.95)
@@ -65,7 +66,7 @@ class _Evaluate:
         job = self._job
         with self._meter.excluded():
             assert job.corpus.eval is not None
-            rows = job.config.training.global_batch // job.placement.plan.microbatches
+            rows = job.config.training.global_batch
             batches = eval_batches(job.corpus.eval, job.config.data.sequence_length, rows)
             limit = job.config.training.eval_batches or None
             found = evaluate(
@@ -118,7 +119,8 @@ class _Save:
 
     def __call__(self, done: int, state: TrainState) -> None:
         with self._meter.checkpoint():
-            arrays: Mapping[str, Any] = flatten_state(state)
+            saved = in_model_order(state, self._job.specs, self._job.placement)
+            arrays: Mapping[str, Any] = flatten_state(saved)
             self._checkpoints.save(
                 done, arrays, run_metadata(self._job, done), metric_value=self._results.loss
             )

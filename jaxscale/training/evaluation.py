@@ -14,7 +14,9 @@ from jaxscale.models.context import use_forward_context
 from jaxscale.models.description import Blueprint, Params, bind
 from jaxscale.parallel.placement import Placement
 from jaxscale.training.batches import place_batch
+from jaxscale.training.gradients import microbatches, num_passes
 from jaxscale.training.losses import Batch, next_token_loss
+from jaxscale.training.pipeline import pipelined_loss
 from jaxscale.training.precision import cast, compute_dtype
 
 EvaluationStep = Callable[[Params, Batch], LossSums]
@@ -52,14 +54,24 @@ class Evaluation:
 def make_evaluation_step(
     model: Blueprint, placement: Placement, training: TrainingSection
 ) -> EvaluationStep:
-    """Loss sums of one batch, without smoothing or penalties, compiled once."""
+    """Loss sums of one batch, without smoothing or penalties, compiled once; in passes as long as a step's."""
     dtype = compute_dtype(placement.plan.precision, placement.platform)
     plain = training.model_copy(update={"z_loss": 0.0, "label_smoothing": 0.0})
 
-    @jax.jit
-    def step(params: Params, batch: Batch) -> LossSums:
+    def one_pass(params: Params, batch: Batch) -> LossSums:
         with use_forward_context(placement.forward_context()):
-            return next_token_loss(bind(model, cast(params, dtype)), batch, placement, plain)
+            return next_token_loss(bind(model, params), batch, placement, plain)
+
+    def all_passes(params: Params, batch: Batch) -> LossSums:
+        rows = batch["tokens"].shape[0] // placement.plan.batch_shards
+        passes = microbatches(batch, num_passes(rows, placement.plan.microbatches))
+        held = cast(params, dtype)
+        sums = jax.lax.map(lambda rows: one_pass(held, rows), passes)
+        total: LossSums = jax.tree.map(lambda of_passes: of_passes.sum(0), sums)
+        return total
+
+    pipelined = placement.stages is not None
+    step = jax.jit(pipelined_loss(model, placement, plain) if pipelined else all_passes)
 
     def run(params: Params, batch: Batch) -> LossSums:
         with jax.set_mesh(placement.mesh):

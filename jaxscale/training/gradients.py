@@ -15,15 +15,12 @@ GradientFunction = Callable[[Params, Any, jax.Array], tuple[Params, Any]]
 
 
 def accumulate(gradient: GradientFunction, num_microbatches: int) -> GradientFunction:
-    """The same function over `num_microbatches` passes, one after another, adding results in their own dtype.
-
-    Rows are dealt out in turn (row r goes to pass r mod m), so that every device keeps the rows it has.
-    """
+    """The same function over `num_microbatches` passes, one after another, adding results in their own dtype."""
     if num_microbatches == 1:
         return gradient
 
     def accumulated(params: Params, batch: Any, key: jax.Array) -> tuple[Params, Any]:
-        passes = _split_rows(batch, "(row m) ... -> m row ...", m=num_microbatches)
+        passes = microbatches(batch, num_microbatches)
         keys = jax.random.split(key, num_microbatches)
         first = jax.tree.map(lambda rows: rows[0], passes)
         shapes = jax.eval_shape(gradient, params, first, key)
@@ -36,6 +33,16 @@ def accumulate(gradient: GradientFunction, num_microbatches: int) -> GradientFun
         return total
 
     return accumulated
+
+
+def microbatches(batch: Any, count: int) -> Any:
+    """The batch's rows dealt out in turn, stacked: row r to microbatch r mod count, so that devices keep their rows."""
+    return _split_rows(batch, "(row m) ... -> m row ...", m=count)
+
+
+def num_passes(rows: int, most: int) -> int:
+    """In how many passes to evaluate the rows of a device: as many as divide them, up to those of a step."""
+    return max(count for count in range(1, min(rows, most) + 1) if rows % count == 0)
 
 
 def reduce_once(

@@ -75,7 +75,8 @@ def make_job(
     schedule = learning_rate(
         training.schedule, peak=training.optimizer.learning_rate, steps=training.steps
     )
-    optimizer = make_optimizer(training.optimizer, schedule, model.description)
+    stored = placement.stored(model.description)
+    optimizer = make_optimizer(training.optimizer, schedule, stored)
     corpus = open_corpus(config.data, report)
     check_vocabulary(config, corpus)
     return Job(
@@ -86,7 +87,7 @@ def make_job(
         placement=placement,
         schedule=schedule,
         optimizer=optimizer,
-        specs=state_specs(model.description, optimizer, averaged=training.ema_decay is not None),
+        specs=state_specs(stored, optimizer, averaged=training.ema_decay is not None),
         batches=Batches(
             corpus.train, config.data.sequence_length, training.global_batch, training.seed
         ),

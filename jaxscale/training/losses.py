@@ -31,21 +31,24 @@ def next_token_loss(
     its logits.
     """
     tokens, positions, segments = batch["tokens"], batch["positions"], batch["segment_ids"]
-    options = LossOptions(
-        z_loss=training.z_loss,
-        label_smoothing=training.label_smoothing,
-        softcap=getattr(module, "logit_softcap", None),
-    )
+    options = loss_options(training, getattr(module, "logit_softcap", None))
     if isinstance(module, LanguageModel):
         hidden = module.hidden(tokens, positions, segments)
-        loss = _sharded_loss(placement, options, training.loss_chunk)
+        loss = sharded_loss(placement, options, training.loss_chunk)
         return loss(hidden, module.output_table(), batch["targets"])
     as_function = cast("Callable[..., jax.Array]", module)
     logits = as_function(tokens, positions, segments)
     return loss_from_logits(logits, batch["targets"], replace(options, softcap=None))
 
 
-def _sharded_loss(
+def loss_options(training: TrainingSection, softcap: float | None) -> LossOptions:
+    """What a run asks of its loss, and what the model does to its logits."""
+    return LossOptions(
+        z_loss=training.z_loss, label_smoothing=training.label_smoothing, softcap=softcap
+    )
+
+
+def sharded_loss(
     placement: Placement, options: LossOptions, chunk_tokens: int
 ) -> Callable[..., LossSums]:
     """The chunked loss over a mesh: each device takes its own tokens and its own part of the vocabulary.
@@ -53,7 +56,7 @@ def _sharded_loss(
     The gradient is formed beside the loss, on local blocks, and only scaled on the way back, so the map over devices is
     never differentiated: the gradient of the table is summed over the batch axes once, not once a chunk.
     """
-    if placement.mesh.size == 1:
+    if placement.is_local:
         return lambda hidden, table, targets: linear_cross_entropy(
             hidden, table, targets, options, chunk_tokens, None, placement.platform
         )

@@ -74,8 +74,9 @@ def abstract_job(
     schedule = learning_rate(
         training.schedule, peak=training.optimizer.learning_rate, steps=training.steps
     )
-    optimizer = make_optimizer(training.optimizer, schedule, model.description)
-    specs = state_specs(model.description, optimizer, averaged=training.ema_decay is not None)
+    stored = placement.stored(model.description)
+    optimizer = make_optimizer(training.optimizer, schedule, stored)
+    specs = state_specs(stored, optimizer, averaged=training.ema_decay is not None)
     return AbstractJob(
         placement=placement,
         step=make_train_step(model, placement, optimizer, schedule, training),

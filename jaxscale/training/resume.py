@@ -9,9 +9,12 @@ from jaxscale.checkpoint.checkpointer import Checkpointer
 from jaxscale.checkpoint.keep import Keep
 from jaxscale.config.run import RunConfig
 from jaxscale.errors import UserError
+from jaxscale.interop.pretrained import differences, initial_params
+from jaxscale.models.description import Params
 from jaxscale.telemetry.environment import describe_environment
 from jaxscale.training.job import Job
 from jaxscale.training.optimizer_state import flatten_state, unflatten_state
+from jaxscale.training.stage_order import in_stage_order, logical_specs
 from jaxscale.training.state import TrainState, abstract_state, init_state
 
 # What the batch of a step depends on: a change makes the rest of the run see other data.
@@ -74,19 +77,32 @@ def start_or_resume(job: Job, checkpoints: Checkpointer, warn: Callable[[str], N
             job.placement,
             seed=training.seed,
             averaged=training.ema_decay is not None,
+            given=_given_params(job, warn),
         )
     check_same_run(job, checkpoints.read_metadata(step), warn)
-    like = abstract_state(job.specs, job.placement)
+    like = abstract_state(logical_specs(job.specs, job.placement), job.placement.unstaged())
     restored = checkpoints.restore(flatten_state(like), step, integrity="skip")
-    state = unflatten_state(like, restored.arrays)
+    saved = unflatten_state(like, restored.arrays)
+    state = in_stage_order(saved, job.specs, job.placement)
     assert isinstance(state, TrainState)
     return state
+
+
+def _given_params(job: Job, warn: Callable[[str], None]) -> Params | None:
+    """What `model.init_from` names, in its place; None for a model that starts at random."""
+    if job.config.model.init_from is None:
+        return None
+    for difference in differences(job.config.model):
+        warn(difference)
+    return initial_params(job.config.model, job.model, job.placement.unstaged())
 
 
 def check_same_run(job: Job, metadata: dict[str, Any], warn: Callable[[str], None]) -> None:
     """Raises UserError for a changed model or tokenizer; warns where the data order changes."""
     before = RunConfig.model_validate(metadata["config"])
-    changed = _differences(before.model.model_dump(), job.config.model.model_dump(), "model")
+    # Where a run once started from does not matter to how it goes on.
+    models = [one.model.model_dump(exclude={"init_from"}) for one in (before, job.config)]
+    changed = _differences(models[0], models[1], "model")
     changed += _differences(
         {"name": before.training.optimizer.name},
         {"name": job.config.training.optimizer.name},

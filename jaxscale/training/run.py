@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding
 from jaxscale.checkpoint.checkpointer import Checkpointer
 from jaxscale.config.run import RunConfig
 from jaxscale.data.loader import iterate
+from jaxscale.interop.pretrained import keep_tokenizer_files, with_pretrained
 from jaxscale.telemetry.meter import StepMeter
 from jaxscale.telemetry.profiler import StepProfiler
 from jaxscale.telemetry.report import write_report
@@ -52,6 +53,7 @@ def train_run(
     choose: lays the run out once its model is known (`cli.auto_plan` asks the planner).
     Raises UserError for whatever the user can mend; what is complete on disk stays complete.
     """
+    config = with_pretrained(config)
     with ExitStack() as stack:
         request = stack.enter_context(stop_on_signal())
         job = make_job(config, directory, show_preparation(say), choose=choose)
@@ -59,6 +61,7 @@ def train_run(
         state = start_or_resume(job, checkpoints, warn=say)
         start = int(state.step)
         write_run_files(config, job.placement.plan, job.corpus.tokenizer, directory)
+        keep_tokenizer_files(config, directory)
         _keep_prediction(job)
         stack.callback(_report, directory, say)
         outputs = open_outputs(config, directory, start)
@@ -166,5 +169,9 @@ def _headline(job: Job, start: int) -> str:
     place = f"{job.placement.mesh.size} {job.placement.platform} device(s)" + (
         f", {mesh}" if mesh else ""
     )
-    origin = f"resuming behind step {start}" if start else "from scratch"
+    origin = (
+        f"resuming behind step {start}"
+        if start
+        else f"from {job.config.model.init_from or 'scratch'}"
+    )
     return f"{job.config.name}: {count:,} parameters on {place}, {origin}"

@@ -12,6 +12,7 @@ from jaxscale.models.generation import DONE, make_decoder, stream
 from jaxscale.models.sampling import Sampling
 from jaxscale.parallel.placement import Placement
 from jaxscale.training.precision import cast, compute_dtype
+from jaxscale.training.stage_order import unstaged_params
 
 # One list of new token ids a prompt, step by step.
 TokenStream = Iterator[list[list[int]]]
@@ -24,6 +25,8 @@ _BROKEN = "\N{REPLACEMENT CHARACTER}"
 def make_sampler(model: Blueprint, placement: Placement, tokenizer: Tokenizer) -> Sampler:
     """A function (parameters, prompts as ids, number of new tokens, sampling, seed) -> stream of new tokens.
 
+    Parameters come as the placement stores them. Generation is not pipelined: they are laid out anew, in the model's
+    order, split over all axes, and each layer is gathered when it runs.
     The end of document ends a row and is not among its tokens. Raises UserError for a module that cannot decode with
     a cache.
     """
@@ -35,10 +38,12 @@ def make_sampler(model: Blueprint, placement: Placement, tokenizer: Tokenizer) -
     def run(
         params: Params, prompts: Sequence[list[int]], num_tokens: int, sampling: Sampling, seed: int
     ) -> TokenStream:
+        specs = placement.stored(model.description)
+        unstaged = unstaged_params(params, specs, placement, inside)
         with jax.set_mesh(placement.mesh), use_forward_context(inside.forward_context()):
             steps = stream(
                 decoder,
-                cast(params, dtype),
+                cast(unstaged, dtype),
                 prompts,
                 max_new_tokens=num_tokens,
                 sampling=sampling,

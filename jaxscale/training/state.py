@@ -11,6 +11,7 @@ from jaxscale.models.description import Blueprint, Description, Params, ParamSpe
 from jaxscale.parallel.placement import Placement
 from jaxscale.training.ema import init_ema
 from jaxscale.training.optimizer_axes import optimizer_state_specs
+from jaxscale.training.stage_order import stored_params
 
 
 @jax.tree_util.register_dataclass
@@ -27,7 +28,10 @@ class TrainState:
 def state_specs(
     description: Description, optimizer: optax.GradientTransformation, *, averaged: bool
 ) -> TrainState:
-    """A `ParamSpec` for every array of the state: the optimizer's inherit the axes of their parameters."""
+    """A `ParamSpec` for every array of the state: the optimizer's inherit the axes of their parameters.
+
+    description: of what is stored (`Placement.stored`).
+    """
     params: Any = dict(description)
     counter: Any = ParamSpec((), jnp.dtype(jnp.int32), (), "zeros")
     return TrainState(
@@ -68,18 +72,23 @@ def init_state(
     *,
     seed: int,
     averaged: bool,
+    given: Params | None = None,
 ) -> TrainState:
-    """A fresh state, every array created in its place: no host copy, no copy on a single device."""
-    specs = state_specs(model.description, optimizer, averaged=averaged)
+    """A fresh state, every array created in its place: no host copy, no copy on a single device.
 
-    def create(key: jax.Array) -> TrainState:
-        params = init_params(model, key)
+    given: parameters to start from instead of random ones, by the description; they are used up.
+    """
+    specs = state_specs(placement.stored(model.description), optimizer, averaged=averaged)
+
+    def create(key: jax.Array, given: Params | None) -> TrainState:
+        first = init_params(model, key) if given is None else given
+        params = stored_params(first, model.description, placement)
         average = init_ema(params) if averaged else {}
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average)
 
     with jax.set_mesh(placement.mesh):
-        jitted = jax.jit(create, out_shardings=state_shardings(specs, placement))
-        state: TrainState = jitted(jax.random.key(seed))
+        jitted = jax.jit(create, out_shardings=state_shardings(specs, placement), donate_argnums=1)
+        state: TrainState = jitted(jax.random.key(seed), given)
     return state
 
 

@@ -15,6 +15,7 @@ from jaxscale.parallel.placement import Placement
 from jaxscale.training.ema import update_ema
 from jaxscale.training.gradients import GradientFunction, accumulate, reduce_once
 from jaxscale.training.losses import Batch, next_token_loss
+from jaxscale.training.pipeline import pipelined_gradient
 from jaxscale.training.precision import cast, compute_dtype
 from jaxscale.training.state import TrainState
 
@@ -42,6 +43,8 @@ def batch_gradient(
     model: Blueprint, placement: Placement, training: TrainingSection
 ) -> GradientFunction:
     """Gradient of the summed loss of a whole batch, over the plan's microbatches."""
+    if placement.stages is not None:
+        return pipelined_gradient(model, placement, training)
     num_microbatches = placement.plan.microbatches
     if num_microbatches == 1:
         return gradient_function(model, placement, training)

@@ -18,6 +18,7 @@ from jaxscale.models.description import Blueprint, Description, Params, blueprin
 from jaxscale.parallel.mesh import auto_plan, make_mesh
 from jaxscale.parallel.placement import Placement, place
 from jaxscale.training.outputs import TOKENIZER_FOLDER
+from jaxscale.training.stage_order import in_stage_order
 
 _AXIS_OVERRIDES = tuple(f"plan.{axis}=" for axis in MESH_AXES)
 _ONE_DEVICE = tuple(f"{axis}1" for axis in _AXIS_OVERRIDES)
@@ -64,7 +65,8 @@ def load_trained(
         stored = {entry.path for entry in checkpoints.manifest(chosen)}
         part = "average" if any(path.startswith("average/") for path in stored) else "params"
         restored = checkpoints.restore(_target(model, placement, part), chosen, allow_extra=True)
-    params = {path.removeprefix(f"{part}/"): array for path, array in restored.arrays.items()}
+    saved = {path.removeprefix(f"{part}/"): array for path, array in restored.arrays.items()}
+    params = in_stage_order(saved, dict(placement.stored(model.description)), placement)
     tokenizer = load_tokenizer(tokenizer_spec(directory))
     return Trained(directory, config, model, placement, params, tokenizer, chosen)
 
@@ -74,7 +76,9 @@ def _plan(config: RunConfig, description: Description, *, asked: bool) -> Plan:
     own = config.plan if isinstance(config.plan, Plan) else Plan()
     count = jax.device_count()
     mesh = own if asked else auto_plan(description, count, count)
-    return own.model_copy(update={**mesh.mesh_shape, "microbatches": 1, "remat": "none"})
+    microbatches = max(own.microbatches, 2 * mesh.pipeline if mesh.pipeline > 1 else 1)
+    changes = {"microbatches": microbatches, "remat": "none", "stage_layers": []}
+    return own.model_copy(update={**mesh.mesh_shape, **changes})
 
 
 def tokenizer_spec(directory: Path) -> str:
@@ -84,7 +88,7 @@ def tokenizer_spec(directory: Path) -> str:
 
 
 def _target(model: Blueprint, placement: Placement, part: str) -> dict[str, jax.ShapeDtypeStruct]:
-    shardings = placement.shardings(model.description)
+    shardings = placement.unstaged().shardings(model.description)
     return {
         f"{part}/{path}": jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=shardings[path])
         for path, spec in model.description.items()

@@ -6,7 +6,6 @@ from itertools import islice
 import numpy as np
 
 from jaxscale.config.data_section import DataSection, Source
-from jaxscale.config.plan import Plan
 from jaxscale.data.corpus import Report, is_store, open_corpus, open_prepared
 from jaxscale.data.loader import eval_batches
 from jaxscale.data.packing import IGNORE, Batch
@@ -26,8 +25,7 @@ def evaluate_trained(
     """
     store = _store(trained, data, report)
     config, placement = trained.config, trained.placement
-    microbatches = config.plan.microbatches if isinstance(config.plan, Plan) else 1
-    rows = config.training.global_batch // microbatches
+    rows = config.training.global_batch
     batches = islice(eval_batches(store, config.data.sequence_length, rows), num_batches or None)
     return evaluate(
         make_evaluation_step(trained.model, placement, config.training),

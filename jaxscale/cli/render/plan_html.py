@@ -20,11 +20,13 @@ from jaxscale.cli.render.plan_words import (
     seconds,
     sent,
 )
+from jaxscale.parallel.pipeline.drawing import as_svg, schedule_style, shown_microbatches
+from jaxscale.parallel.pipeline.schedules import make_table
+from jaxscale.parallel.pipeline.simulate import lockstep, uniform
 from jaxscale.planner.answer import Answer, Ranked
 from jaxscale.planner.layout import planned_only
 from jaxscale.planner.prediction import Prediction
 from jaxscale.planner.question import Question
-from jaxscale.planner.schedule_drawing import as_svg, shown_microbatches, timetable
 from jaxscale.planner.topology_drawing import legend_svg, topology_svgs
 
 # Deeper pipelines are drawn too, but nobody could read them.
@@ -39,7 +41,8 @@ def as_page(question: Question, answer: Answer, cluster_words: str) -> str:
     return Template(_asset("jaxscale.cli.render", "plan.html")).substitute(
         title=escape(title),
         style=_asset("jaxscale.telemetry.report", "report.css")
-        + _asset("jaxscale.cli.render", "plan.css"),
+        + _asset("jaxscale.cli.render", "plan.css")
+        + schedule_style(),
         header=f"<p class='kind'>Plans</p><h1>{escape(title)}</h1>"
         + "".join(f"<p class='kind'>{escape(line)}</p>" for line in (first, *lines)),
         tiles=_tiles(answer.best.prediction),
@@ -138,15 +141,17 @@ def _schedules(answer: Answer) -> Iterator[str]:
         if layout.pipeline > _DEEPEST:
             continue
         drawn = shown_microbatches(layout.pipeline, layout.microbatches)
-        table = timetable(layout.pipeline, drawn, layout.virtual_stages, layout.schedule)
-        title = f"{layout.schedule} of {layout.pipeline} stages"
+        stages, chunks = layout.pipeline, layout.virtual_stages
+        table = make_table(layout.schedule, stages=stages, microbatches=drawn, chunks=chunks)
+        picture = as_svg(lockstep(table, uniform(stages, chunks)))
+        title = f"{layout.schedule} of {stages} stages"
         whole = f"{drawn} of " if drawn < layout.microbatches else ""
         words = f"plan {one.rank}, {whole}{layout.microbatches} microbatches"
         keys = (
             "<ul class='keys'><li class='k1'><i></i>forward</li><li class='k5'><i></i>backward</li>"
             "<li class='k3'><i></i>weight gradient (ZB-H1)</li><li>paler: later chunks of layers</li></ul>"
         )
-        yield _section(f"The pipeline's schedule: {title}", words, _card(keys + as_svg(table)))
+        yield _section(f"The pipeline's schedule: {title}", words, _card(keys + picture))
 
 
 def _lines(prediction: Prediction) -> str:
