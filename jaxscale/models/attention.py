@@ -100,19 +100,26 @@ class Attention(nnx.Module):
         kind: LayerKind,
         inputs: LayerInputs,
     ) -> jax.Array:
-        context, segment_ids = forward_context(), inputs.segment_ids
-        return attention(
-            query,
-            key,
-            value,
-            segment_ids=None if segment_ids is None else (segment_ids, None),
-            window=kind.window,
-            softcap=self.arch.attention_softcap,
-            scale=self.arch.attention_scale,
-            implementation=context.kernels.get("attention", "auto"),
-            local=context.local,
-            platform=context.platform,
-        )
+        context = forward_context()
+
+        def attend(
+            query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array | None
+        ) -> jax.Array:
+            return attention(
+                query,
+                key,
+                value,
+                segment_ids=None if segment_ids is None else (segment_ids, None),
+                window=kind.window,
+                softcap=self.arch.attention_softcap,
+                scale=self.arch.attention_scale,
+                implementation=context.kernels.get("attention", "auto"),
+                local=context.local,
+                platform=context.platform,
+            )
+
+        out: jax.Array = context.over_heads(attend)(query, key, value, inputs.segment_ids)
+        return out
 
     def _attend_cached(
         self,

@@ -20,6 +20,10 @@ def _unplaced(array: jax.Array, _axes: Axes) -> jax.Array:
     return array
 
 
+def _on_all_heads(function: BlockFunction) -> BlockFunction:
+    return function
+
+
 def _keep_residuals(block: BlockFunction) -> BlockFunction:
     return block
 
@@ -30,6 +34,7 @@ class ForwardContext:
 
     constrain: places an activation by its logical axes.
     wrap_block: applies the rematerialization policy to the scanned block.
+    over_heads: runs a function (query, key, value, segment ids) on each device's own heads.
     kernels: implementation by op name (`{"attention": "xla"}`); an op that is not named chooses for itself.
     layer_unroll: layers traced per iteration of the layer scan.
     local: whether arrays are whole on one device, so that kernels may choose their layout.
@@ -38,6 +43,7 @@ class ForwardContext:
 
     constrain: Callable[[jax.Array, Axes], jax.Array] = _unplaced
     wrap_block: Callable[[BlockFunction], BlockFunction] = _keep_residuals
+    over_heads: Callable[[BlockFunction], BlockFunction] = _on_all_heads
     kernels: Mapping[str, str] = field(default_factory=dict)
     layer_unroll: int = 1
     local: bool = False

@@ -124,10 +124,26 @@ class Placement:
         return ForwardContext(
             constrain=self.constrain,
             wrap_block=wrap_block(self.plan.remat),
+            over_heads=self.over_heads,
             kernels=self.plan.kernels,
             layer_unroll=self._layer_unroll(),
             local=self.is_local,
             platform=self.platform,
+        )
+
+    def over_heads(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function (query, key, value, segment ids) on each device's heads, inside a map; as it is outside of one.
+
+        Inside a map TPUs' compiler loses track of the heads in the backward pass of attention, and gathers its blocks
+        over `tensor` (JAX 0.10.2, v5e). Outside it does not.
+        """
+        heads = self.mesh_axes("heads")
+        if not self.manual or not heads or heads != self.mesh_axes("kv_heads"):
+            return function
+        split = PartitionSpec(None, None, heads)
+        specs = (split, split, split, PartitionSpec())
+        return jax.shard_map(
+            function, in_specs=specs, out_specs=split, axis_names=frozenset(heads), check_vma=False
         )
 
     def _layer_unroll(self) -> int:

@@ -10,9 +10,11 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from jaxscale.checkpoint.checkpointer import Checkpointer
+from jaxscale.config.plan import Plan
 from jaxscale.config.run import RunConfig
 from jaxscale.data.loader import iterate
 from jaxscale.interop.pretrained import keep_tokenizer_files, with_pretrained
+from jaxscale.parallel.pipeline.advice import few_microbatches
 from jaxscale.telemetry.meter import StepMeter
 from jaxscale.telemetry.profiler import StepProfiler
 from jaxscale.telemetry.report import write_report
@@ -57,6 +59,7 @@ def train_run(
     with ExitStack() as stack:
         request = stack.enter_context(stop_on_signal())
         job = make_job(config, directory, show_preparation(say), choose=choose)
+        warn_of_idle_stages(job.placement.plan, say)
         checkpoints = stack.enter_context(open_checkpoints(job))
         state = start_or_resume(job, checkpoints, warn=say)
         start = int(state.step)
@@ -74,6 +77,18 @@ def train_run(
         report=directory / "report.html",
         sample=outputs.last_sample(),
     )
+
+
+def warn_of_idle_stages(plan: Plan, say: Callable[[str], None]) -> None:
+    """Says so where a pipeline has fewer microbatches than stages."""
+    warning = few_microbatches(
+        plan.schedule,
+        stages=plan.pipeline,
+        microbatches=plan.microbatches,
+        chunks=plan.virtual_stages,
+    )
+    if warning is not None:
+        say(f"warning: {warning}")
 
 
 def _keep_prediction(job: Job) -> None:

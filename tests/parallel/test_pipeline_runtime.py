@@ -1,5 +1,6 @@
 """Every schedule computes what one device computes layer after layer."""
 
+import math
 import re
 from functools import cache
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from pipeline_toy import (
     HIDDEN,
+    NUM_LAYERS,
     ROWS,
     WIDTH,
     Case,
@@ -20,6 +22,9 @@ from pipeline_toy import (
     pipelined,
     sequential,
 )
+
+from jaxscale.models.traced_flops import inner_jaxprs, traced_flops
+from jaxscale.parallel.remat import equations
 
 SCHEDULES = ("1f1b", "gpipe", "zb-h1", "interleaved")
 SIZES = [
@@ -136,5 +141,57 @@ def test_stages_meet_in_one_permute_each_way_a_tick(schedule: str) -> None:
 
 def computations(text: str) -> dict[str, str]:
     """Of a compiled program, by name."""
-    found = re.findall(r"^(?:ENTRY )?%?([\w.-]+) \([^\n]*\{\n(.*?)^\}", text, re.M | re.S)
+    found = re.findall(
+        r"^(?:ENTRY )?%?([\w.-]+) \([^\n]*\{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL
+    )
     return dict(found)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_no_product_is_made_that_one_device_would_not_make(schedule: str) -> None:
+    """Products of the traced program, counted by how often its table runs each pass, over those of `jax.grad`: 1.
+
+    Layers run once each way a microbatch, the loss once, on the last stage; nothing outside the conditionals multiplies
+    matrices. Both kinds of layers make the same number of products.
+    """
+    case = Case(schedule, 4, 5, 2 if schedule == "interleaved" else 1)
+    layers, shared = parameters()
+    rows = batch(case.microbatches)
+    stored = jax.tree.map(layout_of(case).stored, layers)
+    traced = jax.make_jaxpr(mapped(case))(stored, shared, rows).jaxpr
+    loops = [e for e in equations(traced) if e.primitive.name == "scan"]
+    (tick,) = (e.params["jaxpr"].jaxpr for e in loops if has_permute(e))
+    assert sum(products(e) for e in tick.eqns if e.primitive.name != "cond") == 0
+    per_layer, per_loss = 0.0, 0.0
+    for passes in (e for e in tick.eqns if e.primitive.name == "cond"):
+        branches = [branch.jaxpr for branch in passes.params["branches"]]
+        for inner in max(branches, key=lambda branch: len(branch.eqns)).eqns:
+            if inner.primitive.name == "cond":
+                per_loss += products(inner)
+            elif inner.primitive.name == "scan":
+                per_layer += products(inner) / inner.params["length"]
+            else:
+                assert products(inner) == 0
+    if schedule == "zb-h1":  # Two or more weight gradients stand in a tick; each layer has one.
+        width = sum(e.primitive.name == "cond" for e in tick.eqns) - 2
+        weights = 3 * 2 * ROWS * WIDTH * HIDDEN
+        per_layer -= (width - 1) * weights
+    executed = case.microbatches * (NUM_LAYERS * per_layer + per_loss)
+    assert executed == traced_flops(sequential, layers, shared, rows)
+
+
+def has_permute(equation: Any) -> bool:
+    body = equation.params["jaxpr"].jaxpr
+    return any(inner.primitive.name == "ppermute" for inner in body.eqns)
+
+
+def products(equation: Any) -> float:
+    """FLOPs of the matrix products of one traced operation, a loop's by its trips, a conditional's dearest branch."""
+    if equation.primitive.name == "dot_general":
+        (contracted, _), _ = equation.params["dimension_numbers"]
+        depth = math.prod(equation.invars[0].aval.shape[dim] for dim in contracted)
+        return 2.0 * depth * math.prod(equation.outvars[0].aval.shape)
+    inner = [sum(map(products, jaxpr.eqns)) for jaxpr in inner_jaxprs(equation.params)]
+    if equation.primitive.name == "cond":
+        return max(inner)
+    return equation.params.get("length", 1) * sum(inner)

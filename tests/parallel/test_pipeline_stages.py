@@ -61,7 +61,7 @@ def test_balanced_stages_are_the_fastest(chunks: int, more: int, last: float) ->
 
 
 def test_the_head_counts_as_load() -> None:
-    """Llama 3.2 1B: 128,256 rows of 2,048 are the products of 4.3 layers of 60.8M, so the last of 4 stages has 1 layer."""
+    """Llama 3.2 1B: 128,256 rows of 2,048 are the products of 4.3 layers of 60.8M, so the last of 4 stages has 1."""
     section = ModelSection.model_validate(
         {
             "family": "llama3.2",
