@@ -195,17 +195,11 @@ def _origins(equations: Sequence[JaxprEqn], variables: Iterable[Var]) -> list[Va
         if equation is None or equation.primitive.name not in _FREE:
             return variable
         (source,) = variables_of(equation) or [variable]
-        if _is_exact(source, variable) and _num_bytes(source) <= _num_bytes(variable):
+        if _num_bytes(source) <= _num_bytes(variable):
             return variable if source is variable else origin(source)
         return variable
 
     return list(dict.fromkeys(origin(variable) for variable in variables))
-
-
-def _is_exact(source: Var, variable: Var) -> bool:
-    """Whether going from one dtype to the other loses nothing."""
-    widened = _shape(variable).dtype
-    return bool(jnp.promote_types(_shape(source).dtype, widened) == widened)
 
 
 def _num_bytes(variable: Var) -> int:
