@@ -16,7 +16,8 @@ from jaxscale.models.description import Blueprint
 from jaxscale.parallel.attached import UnknownDevices, attached_cluster
 from jaxscale.parallel.errors import PlacementError
 from jaxscale.parallel.mesh import check_batch
-from jaxscale.parallel.rules import make_rules, parameter_specs
+from jaxscale.parallel.pipeline.advice import few_microbatches
+from jaxscale.parallel.placement import check_plan
 from jaxscale.planner.calibration_file import efficiency_with
 from jaxscale.planner.measured import plan_words, read_kept, record_of
 from jaxscale.planner.model_source import groups_of_description, shape_of
@@ -46,7 +47,7 @@ class _Run:
         training, length = self.config.training, self.config.data.sequence_length
         try:
             check_batch(plan, training.global_batch, length)
-            parameter_specs(self.model.description, make_rules(plan.rules), plan.mesh_shape)
+            check_plan(plan, self.model.description)
         except PlacementError:
             return False
         return True
@@ -71,7 +72,23 @@ def planner(directory: Path, say: Say) -> PlanChooser:
         run = _Run(config, model, directory, given, problem)
         return _by_hand(run) if is_by_hand(given) else _kept(run, say) or _proposed(run, say)
 
-    return choose
+    def warned(config: RunConfig, model: Blueprint) -> Chosen:
+        chosen = choose(config, model)
+        warning = _idle(chosen.plan)
+        if warning:
+            say(f"warning: {warning}")
+        return chosen
+
+    return warned
+
+
+def _idle(plan: Plan) -> str | None:
+    return few_microbatches(
+        plan.schedule,
+        stages=plan.pipeline,
+        microbatches=plan.microbatches,
+        chunks=plan.virtual_stages,
+    )
 
 
 class _NotPlanned(Exception):
@@ -100,7 +117,7 @@ def _problem(config: RunConfig, model: Blueprint, given: Plan) -> Problem:
 
 
 def _by_hand(run: _Run) -> Chosen:
-    if run.given.num_devices != run.problem.cluster.num_devices:
+    if run.given.num_devices != run.problem.cluster.num_devices or not run.runs(run.given):
         return Chosen(run.given)  # Training refuses it, and says what would do.
     return _chosen(run, run.given, predict_plan(run.problem, run.given), "by hand")
 
@@ -110,8 +127,10 @@ def _kept(run: _Run, say: Say) -> Chosen | None:
     before = _plan_before(run.directory)
     if before is None:
         return None
-    pinned = {name for name in CHOSEN_FIELDS if name in run.given.model_fields_set}
-    taken = {name: getattr(before, name) for name in CHOSEN_FIELDS if name not in pinned}
+    chosen = (*CHOSEN_FIELDS, "stage_layers")
+    taken = {
+        name: getattr(before, name) for name in chosen if name not in run.given.model_fields_set
+    }
     plan = Plan.model_validate({**run.given.model_dump(exclude_unset=True), **taken})
     devices = run.problem.cluster.num_devices
     if plan.num_devices != devices:

@@ -20,6 +20,7 @@ from jaxscale.planner.comparison import best_executable
 from jaxscale.planner.compiled import CompiledFacts, argument_parts, compile_facts
 from jaxscale.planner.expected import Expected, expected
 from jaxscale.planner.layout import is_executable
+from jaxscale.planner.lockstep.stages import tick_shares
 from jaxscale.planner.prediction import Prediction
 from jaxscale.planner.proposal import to_plan
 from jaxscale.planner.refusal import DoesNotFit
@@ -69,19 +70,21 @@ def verify(found: Answer, run: RunConfig, rank: int) -> Verified:
     """
     label, prediction = _executable(found, rank)
     cluster, workload = found.problem.cluster, found.problem.workload
-    plan = to_plan(prediction.layout, run.plan if isinstance(run.plan, Plan) else Plan())
+    layout = prediction.layout
+    shares = tick_shares(layout, workload.shape.layers, found.problem.groups)
+    plan = to_plan(layout, run.plan if isinstance(run.plan, Plan) else Plan())
     job = abstract_job(run, plan, abstract_devices(cluster))
     made = Verified(
         label,
         prediction,
-        expected(workload, prediction.layout, prediction),
+        expected(workload, layout, prediction),
         argument_parts(job.arguments()),
         None,
     )
     # TPU compilers know their memory, and CPU devices share that of a host.
     available = cluster.usable_hbm if cluster.kind == "gpu" else None
     try:
-        facts = compile_facts(job.lower, plan.mesh_shape, available=available)
+        facts = compile_facts(job.lower, plan.mesh_shape, available=available, shares=shares)
     except DoesNotFit as refusal:
         return replace(made, refusal=str(refusal))
     return replace(made, facts=facts)

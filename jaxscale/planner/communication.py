@@ -50,14 +50,14 @@ def communication_terms(
     """A term for each axis that moves something."""
     passes = sizes.mesh.microbatches * sizes.stage_layers
     terms = [
-        _tensor(shape, sizes, stack, remat, passes),
+        tensor_term(shape, sizes, stack, remat, passes, sizes.mesh.microbatches),
         *(_gathered(axis, shape, groups, sizes, stack, passes) for axis in GATHERED),
         _data(groups, sizes, stack),
-        _context(shape, sizes, stack, passes),
+        context_term(shape, sizes, stack, passes),
         _pipeline(shape, sizes, stack),
     ]
     if shape.experts is not None:
-        terms.append(_experts(shape, shape.experts.per_token, sizes, stack, remat, passes))
+        terms.append(expert_term(shape, shape.experts.per_token, sizes, stack, remat, passes))
     return hide(terms, stack, compute)
 
 
@@ -76,7 +76,7 @@ def hide(terms: Sequence[Term], stack: Stack, compute: Compute) -> list[Term]:
     return hidden_terms
 
 
-def _term(component: str, axis: str, sizes: Sizes, seconds: Formula, moved: Formula) -> Term:
+def axis_term(component: str, axis: str, sizes: Sizes, seconds: Formula, moved: Formula) -> Term:
     """moved: V; a device takes (n - 1) / n of it from others."""
     size = getattr(sizes.mesh, axis)
     wire = if_split(size, moved * wire_share(size))
@@ -88,12 +88,21 @@ def _stream(shape: ModelShape, sizes: Sizes, stack: Stack) -> Formula:
     return Named(sizes.tokens * (shape.embed * stack.compute_bytes), "B of activations")
 
 
-def _tensor(shape: ModelShape, sizes: Sizes, stack: Stack, remat: Remat, passes: Formula) -> Term:
+def tensor_term(
+    shape: ModelShape,
+    sizes: Sizes,
+    stack: Stack,
+    remat: Remat,
+    passes: Formula,
+    ends: Formula,
+) -> Term:
     """With activations split between the products, a layer gathers at both inputs and scatters at both outputs;
     backward
     it gathers the gradients of the outputs, gathers the inputs again for the weights' gradients, and scatters theirs.
     Recomputing gathers no more than that, and scatters what a later product needs. Without the split, gather and
     scatter make one all-reduce, forward and backward.
+
+    passes: of microbatches through layers; ends: through embedding and head.
     """
     stream = _stream(shape, sizes, stack)
     again = recomputes_products(remat)
@@ -103,9 +112,8 @@ def _tensor(shape: ModelShape, sizes: Sizes, stack: Stack, remat: Remat, passes:
     else:
         gathers = scatters = 6.0 if again else 4.0
     # The embedding's rows are summed; the head's input is gathered, and its gradient summed.
-    ends = sizes.mesh.microbatches
-    moves = gathers * passes + 2 * ends + _scatter(stack) * (scatters * passes + ends)
-    return _term(
+    moves = gathers * passes + 2 * ends + scatter_cost(stack) * (scatters * passes + ends)
+    return axis_term(
         "activations over tensor",
         "tensor",
         sizes,
@@ -114,7 +122,7 @@ def _tensor(shape: ModelShape, sizes: Sizes, stack: Stack, remat: Remat, passes:
     )
 
 
-def _scatter(stack: Stack) -> float:
+def scatter_cost(stack: Stack) -> float:
     """Gathers that a scatter costs as much as."""
     return 1.0 if stack.scatters else 2.0
 
@@ -136,7 +144,7 @@ def _gathered(
     layer = layer_elements(groups, sizes.mesh, kept, of=axis)
     ends = end_elements(groups, sizes.mesh, kept)
     gathers = 2 if stack.regather else 1
-    each = gathers * stack.gather_bytes + _scatter(stack) * stack.reduce_bytes
+    each = gathers * stack.gather_bytes + scatter_cost(stack) * stack.reduce_bytes
     narrow = 2 * (gathers + 1) * stack.gather_bytes
     table = _table_bytes(shape, stack)
     volume = Named(_if_narrow(shape, sizes, stack, narrow, each) * layer, "B a layer")
@@ -145,7 +153,7 @@ def _gathered(
     microbatches = sizes.mesh.microbatches
     seconds = passes * gather_seconds(volume, axis) + microbatches * gather_seconds(rest, axis)
     component = f"parameters and gradients over {axis}"
-    return _term(component, axis, sizes, seconds, passes * volume + microbatches * rest)
+    return axis_term(component, axis, sizes, seconds, passes * volume + microbatches * rest)
 
 
 def _if_narrow(
@@ -164,17 +172,17 @@ def _table_bytes(shape: ModelShape, stack: Stack) -> float:
     if stack.table_sums:
         once = stack.gather_bytes + 2 * stack.compute_bytes
         return once + 3 * stack.compute_bytes if shape.tied else once
-    return 2 * stack.gather_bytes + _scatter(stack) * stack.reduce_bytes
+    return 2 * stack.gather_bytes + scatter_cost(stack) * stack.reduce_bytes
 
 
 def _data(groups: Sequence[ParameterGroup], sizes: Sizes, stack: Stack) -> Term:
     split = ("tensor", *GATHERED)
     volume = Named(local_elements(groups, sizes.mesh, split) * stack.reduce_bytes, "B of gradients")
     seconds = reduce_seconds(volume, "data")
-    return _term(GRADIENTS, "data", sizes, seconds, 2 * volume)
+    return axis_term(GRADIENTS, "data", sizes, seconds, 2 * volume)
 
 
-def _context(shape: ModelShape, sizes: Sizes, stack: Stack, passes: Formula) -> Term:
+def context_term(shape: ModelShape, sizes: Sizes, stack: Stack, passes: Formula) -> Term:
     width = (
         2 * shape.kv_heads * shape.head_dim
         if shape.latent is None
@@ -185,10 +193,10 @@ def _context(shape: ModelShape, sizes: Sizes, stack: Stack, passes: Formula) -> 
         "B of keys and values",
     )
     seconds = 3 * passes * gather_seconds(volume, "context")
-    return _term(KEYS_AND_VALUES, "context", sizes, seconds, 3 * passes * volume)
+    return axis_term(KEYS_AND_VALUES, "context", sizes, seconds, 3 * passes * volume)
 
 
-def _experts(
+def expert_term(
     shape: ModelShape,
     per_token: int,
     sizes: Sizes,
@@ -200,11 +208,11 @@ def _experts(
     volume = Named(routed * (shape.embed * stack.compute_bytes) * sizes.share, "B of tokens")
     count = (6 if recomputes_products(remat) else 4) * passes
     seconds = count * exchange_seconds(volume, "expert")
-    return _term(TOKENS, "expert", sizes, seconds, count * volume)
+    return axis_term(TOKENS, "expert", sizes, seconds, count * volume)
 
 
 def _pipeline(shape: ModelShape, sizes: Sizes, stack: Stack) -> Term:
     stream = _stream(shape, sizes, stack) * sizes.share
     moved = 2 * sizes.mesh.microbatches * sizes.mesh.virtual_stages * stream
     seconds = moved / Column("pipeline_neighbor_bandwidth", "B/s to the next")
-    return _term("activations over pipeline", "pipeline", sizes, seconds, moved)
+    return axis_term("activations over pipeline", "pipeline", sizes, seconds, moved)

@@ -4,14 +4,15 @@ The planner does not know the trainer. Whoever asks hands over a function that l
 """
 
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import jax
 
-from jaxscale.planner.hlo.collectives import Collective, collectives
+from jaxscale.planner.hlo.branches import TickShares
+from jaxscale.planner.hlo.collectives import Collective, collectives, plain
 from jaxscale.planner.hlo.execution import Executed, executed
 from jaxscale.planner.hlo.products import product_flops
 from jaxscale.planner.hlo.text import parse_module
@@ -25,7 +26,7 @@ class CompiledFacts:
     argument_bytes, output_bytes, alias_bytes: as the compiler lays them out (TPUs pad to tiles); outputs that take the
     place of arguments are in alias_bytes. temp_bytes: the arena of everything else. peak_bytes: what lives at once, as
     the compiler counts it (on TPUs it can be less than arguments and temporaries together): compare both.
-    dot_flops: 2 m n k of every matrix product that runs, loops multiplied.
+    dot_flops: 2 m n k of every matrix product that runs, loops multiplied; of a pipeline the mean stage's.
     opaque: library calls whose work cannot be counted, with their runs.
     unread_loops: loops whose trips could not be read; what is in them counts once.
     """
@@ -37,7 +38,7 @@ class CompiledFacts:
     peak_bytes: int
     dot_flops: float
     collectives: tuple[Collective, ...]
-    opaque: tuple[tuple[str, int], ...] = ()
+    opaque: tuple[tuple[str, float], ...] = ()
     unread_loops: int = 0
 
     @property
@@ -51,11 +52,13 @@ def compile_facts(
     mesh_shape: Mapping[str, int],
     *,
     available: float | None = None,
+    shares: TickShares | None = None,
 ) -> CompiledFacts:
     """Lower, compile and read a step.
 
-    available: bytes that a device gives a program. TPU programs are checked by their compiler itself; CUDA and CPU ones
-    compile whatever they need, so they are checked against this. Raises DoesNotFit.
+    shares: of a pipeline, how often its choices are made. available: bytes that a device gives a program. TPU programs
+    are checked by their compiler itself; CUDA and CPU ones compile whatever they need, so they are checked against
+    this. Raises DoesNotFit.
     """
     lowered = lower()
     try:
@@ -65,26 +68,31 @@ def compile_facts(
         if refusal is None:
             raise
         raise refusal from None
-    facts = read_compiled(compiled, mesh_shape)
+    facts = read_compiled(compiled, mesh_shape, shares)
     if available is not None and facts.needed_bytes > available:
         raise DoesNotFit(facts.needed_bytes, int(available), parts=_words(facts))
     return facts
 
 
-def read_compiled(compiled: jax.stages.Compiled, mesh_shape: Mapping[str, int]) -> CompiledFacts:
-    """mesh_shape: axis -> size, outermost first; their devices in order are those of the program."""
+def read_compiled(
+    compiled: jax.stages.Compiled, mesh_shape: Mapping[str, int], shares: TickShares | None = None
+) -> CompiledFacts:
+    """mesh_shape: axis -> size, outermost first; their devices in order are those of the program.
+
+    shares: of a pipeline. Without them a choice counts as if its longest branch always ran.
+    """
     memory: Any = compiled.memory_analysis()
     text = compiled.as_text()
     assert memory is not None, "this backend does not say how much memory its programs take"
     assert text is not None, "this backend does not print its programs"
-    running = tuple(executed(parse_module(text)))
+    running = tuple(executed(parse_module(text), shares))
     return CompiledFacts(
         argument_bytes=memory.argument_size_in_bytes,
         output_bytes=memory.output_size_in_bytes,
         alias_bytes=memory.alias_size_in_bytes,
         temp_bytes=memory.temp_size_in_bytes,
         peak_bytes=memory.peak_memory_in_bytes,
-        dot_flops=sum(each.times * flops for each, flops in _products(running)),
+        dot_flops=float(sum(each.times * flops for each, flops in _products(running))),
         collectives=collectives(running, mesh_shape),
         opaque=_opaque(running),
         unread_loops=_unread_loops(running),
@@ -123,15 +131,15 @@ _HARMLESS = re.compile(
 )
 
 
-def _opaque(running: Iterable[Executed]) -> tuple[tuple[str, int], ...]:
-    counts: Counter[str] = Counter()
+def _opaque(running: Iterable[Executed]) -> tuple[tuple[str, float], ...]:
+    counts: dict[str, Fraction] = {}
     for each in running:
         call = each.instruction
         target = call.attribute(r'custom_call_target="([^"]*)"')
         unknown = target is not None and not _HARMLESS.fullmatch(target)
         if target is not None and unknown and product_flops(each.computation, call) is None:
-            counts[target] += each.times
-    return tuple(sorted(counts.items()))
+            counts[target] = counts.get(target, Fraction(0)) + each.times
+    return tuple((target, plain(times)) for target, times in sorted(counts.items()))
 
 
 def _unread_loops(running: tuple[Executed, ...]) -> int:

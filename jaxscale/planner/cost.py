@@ -8,9 +8,15 @@ from jaxscale.planner.communication import Compute, communication_terms
 from jaxscale.planner.compute import Part, Speeds, head_part, layer_parts
 from jaxscale.planner.formula import Formula, Named, Number, larger, total
 from jaxscale.planner.layout import Remat, Schedule, ZeroStage
+from jaxscale.planner.lockstep.elements import stored_elements
+from jaxscale.planner.lockstep.memory import lockstep_memory_terms
+from jaxscale.planner.lockstep.setting import Pipeline
+from jaxscale.planner.lockstep.stages import stages_of
+from jaxscale.planner.lockstep.time import lockstep_time_terms
 from jaxscale.planner.memory import SHARDED, memory_terms
+from jaxscale.planner.model_shape import ModelShape
 from jaxscale.planner.parameters import ParameterGroup, local_elements
-from jaxscale.planner.remat_costs import is_recomputed
+from jaxscale.planner.passes import backward_seconds, compute_terms
 from jaxscale.planner.schedules import bubble_seconds
 from jaxscale.planner.sizes import Sizes, mesh_columns, sizes_of
 from jaxscale.planner.stack import Stack
@@ -23,11 +29,12 @@ OPTIMIZER_TRAFFIC = 30
 
 @dataclass(frozen=True)
 class Choice:
-    """What is not a number: every candidate of a table shares it."""
+    """What is not a number: every candidate of a table shares it. stage_layers: where a plan says them."""
 
     remat: Remat
     schedule: Schedule
     zero: ZeroStage
+    stage_layers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,10 +56,51 @@ def costs(
     shape = workload.shape
     sizes = sizes_of(workload, mesh_columns(), sequence_parallel=stack.sequence_parallel)
     speeds = speeds_of(cluster, stack, efficiency)
+    if stack.lockstep and choice.schedule != "none":
+        return _in_lockstep(shape, groups, sizes, stack, speeds, choice)
     memory = memory_terms(shape, groups, sizes, stack, choice.remat, choice.schedule, choice.zero)
+    time = [
+        *_passes(shape, groups, sizes, stack, speeds, choice),
+        _optimizer(local_elements(groups, sizes.mesh, SHARDED), sizes, speeds, choice.zero),
+        _accumulation(groups, sizes, speeds),
+        Term("host", Number(stack.host_seconds, "s")),
+    ]
+    return Costs(tuple(time), tuple(memory))
+
+
+def _in_lockstep(
+    shape: ModelShape,
+    groups: tuple[ParameterGroup, ...],
+    sizes: Sizes,
+    stack: Stack,
+    speeds: Speeds,
+    choice: Choice,
+) -> Costs:
+    """A pipeline of our own trainer."""
+    stages = stages_of(sizes.num_layers, groups, choice.stage_layers)
+    pipeline = Pipeline(shape, groups, sizes, stack, stages, choice.remat, choice.schedule)
     parts = layer_parts(shape, sizes, stack, speeds)
     head = head_part(shape, sizes, stack, speeds)
-    compute = _compute_terms(parts, head, sizes, stack, choice)
+    time = [
+        *lockstep_time_terms(pipeline, speeds, parts, head),
+        _optimizer(stored_elements(pipeline, SHARDED), sizes, speeds, choice.zero),
+        Term("host", Number(stack.host_seconds, "s")),
+    ]
+    return Costs(tuple(time), tuple(lockstep_memory_terms(pipeline, choice.zero)))
+
+
+def _passes(
+    shape: ModelShape,
+    groups: tuple[ParameterGroup, ...],
+    sizes: Sizes,
+    stack: Stack,
+    speeds: Speeds,
+    choice: Choice,
+) -> list[Term]:
+    """What stages do and send, how uneven they are, and how long they wait."""
+    parts = layer_parts(shape, sizes, stack, speeds)
+    head = head_part(shape, sizes, stack, speeds)
+    compute = compute_terms(parts, head, sizes, stack, choice.remat)
     stage = _stage(parts, head, sizes, stack, choice)
     mean = total([term.amount for term in compute]) / sizes.mesh.microbatches
     imbalance = sizes.mesh.microbatches * larger(stage.forward + stage.backward - mean, 0)
@@ -60,19 +108,13 @@ def costs(
         all=Named(sizes.mesh.microbatches * mean, "s of compute"),
         last_backward=Named(stage.backward, "s of the last backward pass"),
     )
-    time = [
+    bubble = bubble_seconds(choice.schedule, sizes.mesh, stage.forward, stage.backward)
+    return [
         *compute,
         *communication_terms(shape, groups, sizes, stack, choice.remat, behind),
         Term("uneven stages", imbalance),
-        Term(
-            "pipeline bubble",
-            bubble_seconds(choice.schedule, sizes.mesh, stage.forward, stage.backward),
-        ),
-        _optimizer(groups, sizes, speeds, choice.zero),
-        _accumulation(groups, sizes, speeds),
-        Term("host", Number(stack.host_seconds, "s")),
+        Term("pipeline bubble", bubble),
     ]
-    return Costs(tuple(time), tuple(memory))
 
 
 def speeds_of(cluster: Cluster, stack: Stack, efficiency: Efficiency) -> Speeds:
@@ -90,35 +132,10 @@ def speeds_of(cluster: Cluster, stack: Stack, efficiency: Efficiency) -> Speeds:
     )
 
 
-def _compute_terms(
-    parts: list[Part], head: Part, sizes: Sizes, stack: Stack, choice: Choice
-) -> list[Term]:
-    """Mean over the stages: layers and head are shared out."""
-    microbatches, pipeline = sizes.mesh.microbatches, sizes.mesh.pipeline
-    layers = Number(sizes.num_layers, "layers") / pipeline
-    terms = [
-        Term(part.component, microbatches * layers * _seconds(part, choice.remat, stack))
-        for part in parts
-    ]
-    return [*terms, Term(head.component, microbatches * (head.forward + head.backward) / pipeline)]
-
-
-def _seconds(part: Part, remat: Remat, stack: Stack) -> Formula:
-    return _backward(part, remat, stack) + part.forward
-
-
-def _backward(part: Part, remat: Remat, stack: Stack) -> Formula:
-    return (
-        part.backward + part.recomputation
-        if is_recomputed(part.component, remat, stack)
-        else part.backward
-    )
-
-
 def _stage(parts: list[Part], head: Part, sizes: Sizes, stack: Stack, choice: Choice) -> Part:
     """The slowest stage: with equal layers the last, which has the head too; else the load is shared layer by layer."""
     forward = total([part.forward for part in parts])
-    backward = total([_backward(part, choice.remat, stack) for part in parts])
+    backward = total([backward_seconds(part, choice.remat, stack) for part in parts])
     if not stack.balanced:
         return Part(
             "stage",
@@ -139,10 +156,8 @@ def _stage(parts: list[Part], head: Part, sizes: Sizes, stack: Stack, choice: Ch
     )
 
 
-def _optimizer(
-    groups: tuple[ParameterGroup, ...], sizes: Sizes, speeds: Speeds, zero: ZeroStage
-) -> Term:
-    local = Named(local_elements(groups, sizes.mesh, SHARDED), "parameters here")
+def _optimizer(elements: Formula, sizes: Sizes, speeds: Speeds, zero: ZeroStage) -> Term:
+    local = Named(elements, "parameters here")
     own = local / sizes.mesh.data if zero >= 1 else local
     return Term("optimizer", own * Number(OPTIMIZER_TRAFFIC, "B each") / speeds.memory)
 

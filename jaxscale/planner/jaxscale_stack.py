@@ -46,6 +46,7 @@ def jaxscale_stack(
         tensor_gathers=13 if kind == "tpu" else 6,
         input_gradients=2 if kind == "tpu" else 5,
         table_sums=True,
+        lockstep=True,
         overlap=_OVERLAP | {"tensor": _TENSOR_OVERLAP[kind]},
         source="jaxscale.training and jaxscale.parallel, compared with what the compiler makes of them",
     )

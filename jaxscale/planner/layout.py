@@ -20,6 +20,7 @@ class Layout:
     spread: for each axis its factor along each dim of the cluster, in the cluster's order (innermost first); the
     product of an axis' factors is its size, the product of a dim's factors is the dim's size. Empty: inner axes take
     inner dims.
+    stage_layers: layers of each chunk of a pipeline, where a plan says them.
     """
 
     data: int = 1
@@ -34,6 +35,7 @@ class Layout:
     remat: Remat = "none"
     zero: ZeroStage = 0
     spread: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    stage_layers: tuple[int, ...] = ()
 
     @property
     def mesh(self) -> dict[str, int]:
@@ -42,7 +44,7 @@ class Layout:
 
 
 # What the trainer does not run yet: these are planned and costed only.
-PLANNED_AXES = ("pipeline", "expert", "context")
+PLANNED_AXES = ("expert", "context")
 
 
 def is_executable(layout: Layout) -> bool:

@@ -68,8 +68,8 @@ def _activations(
     layer = Named(kept_bytes(shape, sizes, stack, remat), "B a layer")
     once = sizes.stage_layers * layer if remat != "offload" else Number(0)
     waiting = once * microbatches_in_flight(schedule, sizes.mesh)
-    working = Named(_working(shape, sizes, stack, remat), "B of a layer at work")
-    logits = Named(_logit_bytes(shape, sizes, stack), "B of logits")
+    working = Named(working_bytes(shape, sizes, stack, remat), "B of a layer at work")
+    logits = Named(logit_bytes(shape, sizes, stack), "B of logits")
     last_stage = larger(once + larger(logits, working) - waiting - working, 0)
     return [
         Term("kept activations", waiting),
@@ -78,7 +78,7 @@ def _activations(
     ]
 
 
-def _working(shape: ModelShape, sizes: Sizes, stack: Stack, remat: Remat) -> Formula:
+def working_bytes(shape: ModelShape, sizes: Sizes, stack: Stack, remat: Remat) -> Formula:
     """What one layer computes again, gradients half as large as all that it has, and over `tensor` the gathered inputs
     of
     its two pairs of split products and their gradients."""
@@ -89,7 +89,7 @@ def _working(shape: ModelShape, sizes: Sizes, stack: Stack, remat: Remat) -> For
     return full - kept + 0.5 * full + gathered
 
 
-def _logit_bytes(shape: ModelShape, sizes: Sizes, stack: Stack) -> Formula:
+def logit_bytes(shape: ModelShape, sizes: Sizes, stack: Stack) -> Formula:
     chunk = smaller(sizes.tokens, stack.loss_chunk) if stack.loss_chunk else sizes.tokens
     width = Number(shape.vocab, "vocab") / sizes.mesh.tensor
     return chunk * width * Number(stack.logit_bytes, "B each")

@@ -88,7 +88,16 @@ def _group(path: str, spec: ParamSpec) -> ParameterGroup:
     # Where the trainer splits over fsdp, axes that only the planner knows yet share the same dim.
     if "fsdp" in split:
         split += [axis for axis in EMBED if axis not in split]
-    return ParameterGroup(path, spec.size // layers, tuple(split), _place(path, spec), layers)
+    # The first dim of a stacked parameter is its layers'.
+    is_vector = len(spec.shape) - ("layers" in spec.axes) < 2
+    return ParameterGroup(
+        path,
+        spec.size // layers,
+        tuple(split),
+        _place(path, spec),
+        layers,
+        is_vector=is_vector,
+    )
 
 
 def _place(path: str, spec: ParamSpec) -> Place:

@@ -23,6 +23,7 @@ class ParameterGroup:
     """elements: of one layer, or of the whole table. split: mesh axes that divide them. layers: how many have it.
 
     routed: experts, divided over `expert` in any case. matrices: of about equal size, that the elements make up.
+    is_vector: no product reads it.
     """
 
     name: str
@@ -32,6 +33,12 @@ class ParameterGroup:
     layers: int = 1
     routed: bool = False
     matrices: int = 1
+    is_vector: bool = False
+
+    @property
+    def is_table(self) -> bool:
+        """Whether its rows are the vocabulary's; those of a table of positions are not split over `tensor`."""
+        return self.place != "layer" and "tensor" in self.split
 
     @property
     def all_elements(self) -> int:
@@ -49,11 +56,11 @@ def parameter_groups(shape: ModelShape) -> tuple[ParameterGroup, ...]:
     return (
         _attention(shape),
         *dense,
-        ParameterGroup("norms and biases", small, (), layers=shape.layers),
+        ParameterGroup("norms and biases", small, (), layers=shape.layers, is_vector=True),
         ParameterGroup("embedding", shape.vocab * shape.embed, MATRIX, "embedding"),
         *_positions(shape),
         *_head(shape),
-        ParameterGroup("last norm", shape.embed, (), "head"),
+        ParameterGroup("last norm", shape.embed, (), "head", is_vector=True),
     )
 
 
@@ -99,7 +106,14 @@ def end_elements(groups: Sequence[ParameterGroup], mesh: Mesh, axes: Sequence[st
 
 
 def _split(group: ParameterGroup, mesh: Mesh, axes: Sequence[str]) -> Formula:
-    result: Formula = Named(Number(group.all_elements), group.name)
+    return split_over(Named(Number(group.all_elements), group.name), group, mesh, axes)
+
+
+def split_over(
+    elements: Formula, group: ParameterGroup, mesh: Mesh, axes: Sequence[str]
+) -> Formula:
+    """Of so many elements of a group those of one device, split over those of `axes` that split them."""
+    result = elements
     if group.routed:
         result = result / mesh.expert
     for axis in group.split:

@@ -22,8 +22,9 @@ from jaxscale.planner.rejections import words
 from jaxscale.planner.search import Block, Problem, Space, blocks, divisible_meshes, ranked
 from jaxscale.planner.workload import Workload
 
+_OF_PIPELINES = ("schedule", "virtual_stages")
 # Fields of a plan that the planner chooses, where the user has not.
-CHOSEN_FIELDS = (*MESH_AXES, "microbatches", "remat")
+CHOSEN_FIELDS = (*MESH_AXES, "microbatches", "remat", *_OF_PIPELINES)
 _FIRST_TRIED = 8
 _LARGER_TRIED = 40
 _LARGEST_PARTS = 3
@@ -60,11 +61,11 @@ def run_problem(
         moments_bytes=moments_bytes,
         loss_chunk=loss_chunk,
     )
-    space = Space(
-        axes=MESH_AXES, remats=_remats(cluster), schedules=(), zeros=(0,), pins=pins_of(base)
-    )
+    space = Space(axes=MESH_AXES, remats=_remats(cluster), zeros=(0,), pins=pins_of(base))
     if "remat" in base.model_fields_set:
         space = replace(space, remats=(base.remat,))
+    if "schedule" in base.model_fields_set:
+        space = replace(space, schedules=(base.schedule,))
     return Problem(workload, groups, cluster, stack, efficiency, space)
 
 
@@ -76,18 +77,29 @@ def pins_of(base: Plan) -> Pins:
 
 def to_plan(layout: Layout, base: Plan) -> Plan:
     """The layout as the trainer takes it, with everything else as `base` has it."""
-    chosen = {name: getattr(layout, name) for name in CHOSEN_FIELDS}
+    unused = _OF_PIPELINES if layout.pipeline == 1 else ()
+    chosen = {name: getattr(layout, name) for name in CHOSEN_FIELDS if name not in unused}
     return Plan.model_validate({**base.model_dump(exclude_unset=True), **chosen})
 
 
 def to_layout(plan: Plan) -> Layout:
+    pipelined = plan.pipeline > 1
     return Layout(
+        pipeline=plan.pipeline,
         data=plan.data,
         fsdp=plan.fsdp,
         tensor=plan.tensor,
         microbatches=plan.microbatches,
+        schedule=plan.schedule if pipelined else "none",
+        virtual_stages=plan.virtual_stages if pipelined else 1,
         remat=plan.remat,
+        stage_layers=tuple(plan.stage_layers) if pipelined else (),
     )
+
+
+def _as_planned(layout: Layout, plan: Plan) -> Layout:
+    """With the layers of the stages where the plan says them."""
+    return replace(layout, stage_layers=to_layout(plan).stage_layers)
 
 
 def predict_plan(problem: Problem, plan: Plan) -> Prediction:
@@ -110,7 +122,7 @@ def propose(problem: Problem, base: Plan, runs: Callable[[Plan], bool]) -> Propo
         for layout in _fastest(problem, fitting, len(meshes)):
             plan = to_plan(layout, base)
             if runs(plan):
-                prediction = _predict(problem, layout)
+                prediction = _predict(problem, _as_planned(layout, plan))
                 return Proposal(plan, prediction, len(meshes), _tight(problem, prediction))
     return _smallest(problem, candidates, len(meshes), base, runs)
 
@@ -175,7 +187,7 @@ def _smallest(
         plan = to_plan(layout, base)
         if not runs(plan):
             continue
-        prediction = _predict(problem, layout)
+        prediction = _predict(problem, _as_planned(layout, plan))
         if problem.cluster.kind != "cpu":
             raise UserError(_nothing_fits(problem, prediction))
         warning = f"{_excess(problem, prediction)}; going on with it, which may swap or be killed"

@@ -1,13 +1,14 @@
 """From what a user says (a model, a cluster, a batch, pins) to a `Problem`, with what had to be assumed in words."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from jaxscale.config.model_section import ModelSection
 from jaxscale.config.plan import Precision
 from jaxscale.errors import UserError
 from jaxscale.hardware.cluster import Cluster
+from jaxscale.parallel.pipeline.advice import few_microbatches
 from jaxscale.planner.calibration_file import efficiency_with
 from jaxscale.planner.candidates import divisors
 from jaxscale.planner.jaxscale_stack import jaxscale_stack
@@ -113,16 +114,13 @@ def make_space(pins: Pins, *, executable: bool) -> Space:
         if pin.key == "remat" and pin.value not in REMATS:
             raise UserError(f"--pin {pin}: the trainer has the policies {', '.join(REMATS)}")
     pins = _with_stages(pins)
+    gpipe = any(pin.value == "gpipe" for pin in pins.pins)
+    space = Space(schedules=(*SCHEDULES, "gpipe") if gpipe else SCHEDULES, pins=pins)
     if executable:
         axes = tuple(axis for axis in AXES if axis not in PLANNED_AXES)
-        return Space(axes=axes, zeros=(0,), pins=pins)
-    gpipe = any(pin.value == "gpipe" for pin in pins.pins)
+        return replace(space, axes=axes, zeros=(0,))
     zero_two = any(pin.key == "zero" and pin.value == 2 for pin in pins.pins)
-    return Space(
-        schedules=(*SCHEDULES, "gpipe") if gpipe else SCHEDULES,
-        zeros=(*ZEROS, 2) if zero_two else ZEROS,
-        pins=pins,
-    )
+    return replace(space, zeros=(*ZEROS, 2)) if zero_two else space
 
 
 def _with_stages(pins: Pins) -> Pins:
@@ -205,4 +203,18 @@ def _notes(problem: Problem, request: Request) -> Sequence[str]:
     if request.sequence is None:
         notes.append(f"no length was given: {workload.sequence:,} tokens are assumed (--seq N)")
     vocabulary = vocabulary_note(workload.shape, problem.cluster.num_devices)
-    return [*notes, vocabulary] if vocabulary else notes
+    found = (vocabulary, _unfilled_note(problem.space.pins))
+    return [*notes, *(note for note in found if note)]
+
+
+def _unfilled_note(pins: Pins) -> str | None:
+    """A warning of a pipeline that is pinned to fewer microbatches than stages."""
+    fixed = {pin.key: pin.value for pin in pins.pins if pin.relation == "="}
+    stages, microbatches = fixed.get("pipeline", 1), fixed.get("microbatches")
+    if not isinstance(stages, int) or not isinstance(microbatches, int):
+        return None
+    schedule = str(fixed.get("schedule", "1f1b"))
+    chunks = fixed.get("virtual_stages", 1)
+    assert isinstance(chunks, int)
+    name = "interleaved" if chunks > 1 else schedule
+    return few_microbatches(name, stages=stages, microbatches=microbatches, chunks=chunks)

@@ -47,8 +47,8 @@ def kept_bytes(shape: ModelShape, sizes: Sizes, stack: Stack, remat: Remat) -> F
     """
     stream = Number(shape.embed * stack.compute_bytes, "B of embed") * sizes.share
     split = sizes.mesh.tensor
-    attention = Number(_attention_bytes(shape, stack), "B of attention") / split
-    inner = Number(_mlp_width(shape) * stack.compute_bytes, "B of mlp") / split
+    attention = Number(attention_bytes(shape, stack), "B of attention") / split
+    inner = Number(mlp_width(shape) * stack.compute_bytes, "B of mlp") / split
     tokens = sizes.tokens
     if remat in {"full", "offload"}:
         return tokens * stream
@@ -72,13 +72,13 @@ def layer_bytes(shape: ModelShape, sizes: Sizes, stack: Stack) -> Formula:
     """Bytes of the arrays that the backward pass of a layer works on: what it keeps at the least, or computes again."""
     stream = Number(shape.embed * stack.compute_bytes, "B of embed") * sizes.share
     split = sizes.mesh.tensor
-    attention = Number(_attention_bytes(shape, stack), "B of attention") / split
-    inner = Number(_mlp_width(shape) * stack.compute_bytes, "B of mlp") / split
+    attention = Number(attention_bytes(shape, stack), "B of attention") / split
+    inner = Number(mlp_width(shape) * stack.compute_bytes, "B of mlp") / split
     arrays = stack.kept_streams * stream + attention + shape.mlp_products * inner
     return sizes.tokens * arrays
 
 
-def _attention_bytes(shape: ModelShape, stack: Stack) -> float:
+def attention_bytes(shape: ModelShape, stack: Stack) -> float:
     """Queries, keys, values and the result, and the log-sum-exp of each row in fp32."""
     if shape.latent is not None:
         latent = shape.latent
@@ -89,7 +89,7 @@ def _attention_bytes(shape: ModelShape, stack: Stack) -> float:
     return width * stack.compute_bytes + 4 * shape.heads
 
 
-def _mlp_width(shape: ModelShape) -> int:
+def mlp_width(shape: ModelShape) -> int:
     if shape.experts is None:
         return shape.mlp
     return (shape.experts.per_token + shape.experts.shared) * shape.experts.mlp

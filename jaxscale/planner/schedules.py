@@ -1,4 +1,6 @@
-"""What a pipeline schedule costs: its bubble and the microbatches it keeps.
+"""What a pipeline costs whose stages wait for each other only: its bubble and the microbatches it keeps.
+
+Other stacks run so; ours is in `lockstep`.
 
 Sources: Narayanan et al. 2021 (arXiv:2104.04473, section 2.2: 1F1B, interleaved), Korthikanti et al. 2022 (appendix B:
 memory of interleaving), Qi et al. 2023 (arXiv:2401.10241: ZB-H1).

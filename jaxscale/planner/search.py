@@ -217,10 +217,14 @@ def _columns(problem: Problem, candidates: Sizes, choice: Choice) -> dict[str, V
     """Columns of the candidates that a choice means something for."""
     pipeline, data = candidates[:, AXES.index("pipeline")], candidates[:, AXES.index("data")]
     kept = (pipeline > 1) if choice.schedule != "none" else (pipeline == 1)
+    if choice.remat == "offload" and problem.stack.lockstep:
+        # Rings are on the device.
+        kept &= pipeline == 1
     if choice.zero:
         kept &= data > 1
-    # A pipeline that is not filled is only a worse one.
-    kept &= candidates[:, -1] >= pipeline
+    if not problem.space.pins.names("microbatches"):
+        # A pipeline that is not filled is only a worse one.
+        kept &= candidates[:, -1] >= pipeline
     chosen, virtual = _with_virtual_stages(problem, candidates[kept], choice)
     columns = {axis: chosen[:, index].astype(np.float64) for index, axis in enumerate(AXES)}
     return columns | {
@@ -241,7 +245,8 @@ def _with_virtual_stages(
     # Groups of as many microbatches as stages take turns on the chunks of a device (Narayanan et al. 2021, section
     # 2.2).
     in_groups = candidates[:, -1] % candidates[:, AXES.index("pipeline")] == 0
-    row, column = np.nonzero((chunks <= layers) & (layers % chunks == 0) & in_groups[:, None])
+    fits = chunks <= layers if problem.stack.lockstep else layers % chunks == 0
+    row, column = np.nonzero(fits & in_groups[:, None])
     return candidates[row], counts[column]
 
 

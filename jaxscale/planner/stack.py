@@ -15,9 +15,8 @@ class Stack:
     fused attention leaves out what the mask hides. attention_speed: of a fused attention beside the chip family's
     (FlashAttention-2 and its like). grouped_speed: of products grouped by expert beside those of whole matrices.
     elementwise: passes over memory, as a multiple of those of fused loops. prunes: the compiler leaves out of a
-    recomputation what nothing needs (the last product of the MLP, the product with values). balanced: stages may
-    have different numbers of layers, so that the head counts as load. host_seconds: time of a step that the
-    devices wait for the host.
+    recomputation what nothing needs (the last product of the MLP, the product with values). host_seconds: time of a
+    step that the devices wait for the host.
 
     Bytes an element: param_bytes as parameters are stored, compute_bytes of activations, gather_bytes of
     parameters on the way, gradient_bytes as gradients are kept, reduce_bytes as they are summed over devices,
@@ -40,6 +39,9 @@ class Stack:
     residual stream over `tensor`, both passes together. input_gradients: how many sums over `tensor` the gradients of a
     layer's two normalized inputs take. table_sums: gradients of the embedding and the head are summed whole over
     the axes that share them.
+
+    Pipelines. lockstep: all stages start a tick together, and hold arrays of the same shapes; else a stage starts when
+    what it waits for is there. balanced: stages may have different numbers of layers, so that the head counts as load.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Stack:
     tensor_gathers: float = 6
     input_gradients: int = 2
     table_sums: bool = False
+    lockstep: bool = False
     balanced: bool = True
     loss_chunk: int = 0
     logit_bytes: float = 8

@@ -164,6 +164,38 @@ def test_a_plan_by_hand_is_taken_and_predicted(choose) -> None:
     assert few == Chosen(Plan(data=2))
 
 
+def test_a_pipeline_by_hand_is_predicted_as_it_runs(choose) -> None:
+    found, said = choose("plan.pipeline=2", "plan.data=4", "plan.microbatches=2")
+    assert found.plan == Plan(pipeline=2, data=4, microbatches=2)
+    assert found.prediction is not None
+    assert found.prediction["time_seconds"]["pipeline bubble"] > 0
+    assert "schedule=1f1b" in found.prediction["plan"]
+    assert said == ""
+
+
+def test_fewer_microbatches_than_stages_are_warned_of(choose) -> None:
+    """One microbatch of two stages: each idles for half of the step; a third with two."""
+    _, said = choose("plan.pipeline=2", "plan.data=4")
+    assert said == (
+        "warning: microbatches=1 for pipeline=2: stages are idle for 50% of a step; microbatches=3 would halve that"
+    )
+
+
+def test_a_pipeline_that_training_refuses_is_not_predicted(choose) -> None:
+    """Two chunks a stage of a schedule without chunks; layers that do not add up."""
+    for key in ("plan.virtual_stages=2", "plan.stage_layers=[9, 9]"):
+        with_key = ("plan.pipeline=2", "plan.data=4", "plan.microbatches=2", key)
+        found, _ = choose(*with_key)
+        assert found.prediction is None
+
+
+def test_stages_are_kept_by_a_run_that_goes_on(choose, tmp_path: Path) -> None:
+    plan = Plan(pipeline=2, data=4, microbatches=2, schedule="gpipe")
+    found, said = choose(directory=lay_out(tmp_path, plan))
+    assert found.plan == plan
+    assert "as the run has it" in said
+
+
 def test_an_axis_that_the_user_splits_otherwise_is_respected(choose) -> None:
     """With the vocabulary over fsdp, 300 rows rule out 8 shards of it: the trainer's own rules have the last word."""
     found, _ = choose("plan.rules={vocab: fsdp, embed: null}")

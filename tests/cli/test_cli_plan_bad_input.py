@@ -48,7 +48,6 @@ def refusal(*arguments: str | Path) -> str:
         ((*EIGHT, "--pin", "remat=ful"), ("did you mean 'full'?",)),
         ((*EIGHT, "--pin", "remat=attention"), ("the trainer has the policies none, dots",)),
         ((*EIGHT, "--pin", "context=2", "--executable"), ("does not run context yet",)),
-        ((*EIGHT, "--pin", "pipeline>=2", "--executable"), ("does not run pipeline yet",)),
         ((*EIGHT, "--batch", "8", "--pin", "microbatches=3"), ("does not divide", "microbatches=")),
         ((*EIGHT, "--seq", "999999999"), ("longer than the 131,072 positions",)),
         ((*EIGHT, "--what-if", "hbn=1GiB"), ("'hbn'", "did you mean 'hbm'?")),

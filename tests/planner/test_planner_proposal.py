@@ -183,3 +183,63 @@ def test_a_plan_by_hand_is_predicted_as_the_planner_would() -> None:
     assert (
         found.peak_bytes < predict_plan(asked, plan.model_copy(update={"remat": "none"})).peak_bytes
     )
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        Plan(pipeline=4, data=2, microbatches=8, remat="full", schedule="zb-h1"),
+        Plan(
+            pipeline=2, fsdp=2, tensor=2, microbatches=4, schedule="interleaved", virtual_stages=3
+        ),
+        Plan(pipeline=2, data=4, microbatches=4, stage_layers=[20, 12]),
+    ],
+    ids=str,
+)
+def test_a_pipeline_by_hand_is_predicted_as_it_will_run(plan: Plan) -> None:
+    found = predict_plan(problem("h100:8"), plan)
+    assert found.num_devices == 8
+    assert is_executable(found.layout)
+    assert found.layout.stage_layers == tuple(plan.stage_layers)
+    assert to_plan(found.layout, Plan(stage_layers=plan.stage_layers)) == plan
+    assert sum(line.value for line in found.time if line.component == "pipeline bubble") > 0
+
+
+def test_without_stages_their_keys_stay_as_they_were_given() -> None:
+    base = Plan(schedule="zb-h1")
+    assert to_plan(to_layout(Plan(fsdp=8)), base) == Plan.model_validate(
+        {**Plan(fsdp=8, microbatches=1, remat="none").model_dump(), "schedule": "zb-h1"}
+    )
+    assert to_layout(Plan(fsdp=8, schedule="zb-h1")).schedule == "none"
+
+
+def test_a_pipeline_is_proposed_where_it_is_asked_for() -> None:
+    """Of the schedule, the chunks and the number of microbatches that are left open the fastest."""
+    base = Plan(pipeline=4)
+    found = propose(problem("h100:8x2", base), base, everything_runs)
+    assert found is not None
+    assert (found.plan.pipeline, found.plan.num_devices) == (4, 16)
+    assert found.plan.microbatches >= 4
+    assert found.plan.remat != "offload"
+    fixed = Plan(pipeline=4, schedule="gpipe", microbatches=2)
+    few = propose(problem("h100:8x2", fixed), fixed, everything_runs)
+    assert few is not None
+    assert (few.plan.schedule, few.plan.microbatches) == ("gpipe", 2)
+    assert few.prediction.step_seconds > found.prediction.step_seconds
+
+
+def test_stages_win_where_links_between_nodes_are_slow_and_memory_is_tight() -> None:
+    """70B over 8 nodes that have a hundredth of their links: only what stages hand on crosses them cheaply."""
+    large = replace(SHAPE, name="70b", layers=80, embed=8192, heads=64, mlp=28672)
+    asked = problem("h100:8x8", shape=large, batch=512)
+    slow = [
+        replace(dim, bandwidth=dim.bandwidth / 100) if dim.slow else dim
+        for dim in asked.cluster.dims
+    ]
+    crawling = replace(asked, cluster=replace(asked.cluster, dims=tuple(slow)))
+    found = propose(crawling, Plan(), everything_runs)
+    assert found is not None
+    assert found.plan.pipeline == 8
+    quick = propose(asked, Plan(), everything_runs)
+    assert quick is not None
+    assert quick.plan.pipeline < 8

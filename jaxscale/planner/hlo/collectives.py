@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 
 from jaxscale.planner.hlo.execution import Executed
 from jaxscale.planner.hlo.groups import Group, group_of
@@ -29,8 +30,9 @@ _BETWEEN_SLICES = '"xla_megascale_runtime"'
 class Collective:
     """All collectives of one kind over the same axes with the same arrays.
 
-    count: runs in a step, loops multiplied. bytes_each: on one device, the whole array: what all-gather gives, what any
-    other kind takes in (a reduce-scatter's array before it is scattered). group: devices that take part.
+    count: runs in a step, loops multiplied; of a pipeline's stages a mean, which need not be whole.
+    bytes_each: on one device, the whole array: what all-gather gives, what any other kind takes in (a reduce-scatter's
+    array before it is scattered). group: devices that take part.
     Between TPU slices a program only sends: kind `send`, axes ("slices",), a group of which nothing is said (0).
     """
 
@@ -39,12 +41,12 @@ class Collective:
     group: int
     arrays: tuple[str, ...]
     bytes_each: int
-    count: int
+    count: float
 
     @property
     def num_bytes(self) -> int:
         """Of all runs."""
-        return self.bytes_each * self.count
+        return round(self.bytes_each * self.count)
 
     @property
     def wire_bytes(self) -> float:
@@ -68,7 +70,7 @@ def collectives(
     instructions: Iterable[Executed], mesh_shape: Mapping[str, int]
 ) -> tuple[Collective, ...]:
     """What a program sends, the most bytes first. An asynchronous pair counts once; groups of one device not at all."""
-    counts: dict[tuple[str, tuple[str, ...], int, tuple[str, ...], int], int] = {}
+    counts: dict[tuple[str, tuple[str, ...], int, tuple[str, ...], int], Fraction] = {}
     for each in instructions:
         kind = _kind(each.computation, each.instruction)
         if kind is None:
@@ -81,14 +83,14 @@ def collectives(
         factor = group.size if kind == "all-gather" else 1
         size = factor * sum(array.num_bytes for array in taken)
         key = kind, group.axes, group.size, _words(taken), size
-        counts[key] = counts.get(key, 0) + each.times
-    found = (Collective(*key, count) for key, count in counts.items())
+        counts[key] = counts.get(key, Fraction(0)) + each.times
+    found = (Collective(*key, plain(count)) for key, count in counts.items())
     return tuple(sorted(found, key=lambda each: (-each.num_bytes, each)))
 
 
 def by_axes(found: Iterable[Collective]) -> tuple[Collective, ...]:
     """One entry for each kind, axes and group: counts and bytes added, `arrays` empty, bytes_each the mean."""
-    sums: dict[tuple[str, tuple[str, ...], int], list[int]] = {}
+    sums: dict[tuple[str, tuple[str, ...], int], list[float]] = {}
     for each in found:
         total = sums.setdefault((each.kind, each.axes, each.group), [0, 0])
         total[0] += each.count
@@ -98,6 +100,11 @@ def by_axes(found: Iterable[Collective]) -> tuple[Collective, ...]:
         for key, (count, num_bytes) in sums.items()
     )
     return tuple(sorted(merged, key=lambda each: (-each.num_bytes, each)))
+
+
+def plain(number: Fraction) -> float:
+    """Whole where it is."""
+    return number.numerator if number.denominator == 1 else float(number)
 
 
 def _kind(computation: Computation, instruction: Instruction) -> str | None:

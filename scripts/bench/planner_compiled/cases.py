@@ -35,17 +35,21 @@ class Case:
     rows: int
     sequence: int
     microbatches: int = 1
+    schedule: str = ""
+    virtual_stages: int = 1
 
     @property
     def name(self) -> str:
         mesh = ",".join(f"{axis}={size}" for axis, size in self.mesh) or "one"
         batch = f"{self.rows}x{self.sequence}/{self.microbatches}"
-        return f"{self.cluster} {self.model} {mesh} {self.remat} {batch}"
+        schedule = f" {self.schedule}" if self.schedule else ""
+        return f"{self.cluster} {self.model} {mesh} {self.remat} {batch}{schedule}"
 
     @property
     def plan(self) -> Plan:
         chosen = {"remat": self.remat, "microbatches": self.microbatches, **dict(self.mesh)}
-        return Plan.model_validate(chosen)
+        stages = {"schedule": self.schedule, "virtual_stages": self.virtual_stages}
+        return Plan.model_validate({**chosen, **stages} if self.schedule else chosen)
 
     @property
     def config(self) -> RunConfig:
@@ -69,7 +73,9 @@ def _model(name: str) -> dict[str, Any]:
 def cases() -> Iterator[Case]:
     """The quick ones first."""
     yield from _on_cpu()
+    yield from _pipelines_on_cpu()
     yield from _on_tpu()
+    yield from _pipelines_on_tpu()
 
 
 def _on_cpu() -> Iterator[Case]:
@@ -95,6 +101,30 @@ def _on_tpu() -> Iterator[Case]:
     yield Case("v5e:2x4", "llama3.2-1b", _mesh("fsdp=4,tensor=2"), "full", 8, 4096)
     yield Case("v5e:2x4", "llama3.2-1b", _mesh("data=8"), "full", 8, 4096)
     yield Case("v5e:2x4", "llama3.2-1b", _mesh("fsdp=8"), "full", 32, 4096, microbatches=4)
+
+
+def _pipelines_on_cpu() -> Iterator[Case]:
+    for remat in ("none", "full", "dots", "minimal"):
+        for schedule in ("gpipe", "1f1b", "zb-h1"):
+            mesh = _mesh("pipeline=4,data=2")
+            yield Case("cpu:8", "tiny", mesh, remat, 32, 256, 8, schedule)
+        mesh = _mesh("pipeline=2,fsdp=4")
+        yield Case("cpu:8", "tiny", mesh, remat, 32, 256, 4, "interleaved", virtual_stages=2)
+        mesh = _mesh("pipeline=2,fsdp=2,tensor=2")
+        yield Case("cpu:8", "tiny", mesh, remat, 32, 256, 4, "1f1b")
+    # Stages of two layers and of one; tables whose rows do not divide over the stages.
+    yield Case("cpu:3", "tiny", _mesh("pipeline=3"), "full", 32, 256, 4, "1f1b")
+
+
+def _pipelines_on_tpu() -> Iterator[Case]:
+    stages = _mesh("pipeline=4,fsdp=4")
+    for remat in ("full", "dots"):
+        yield Case("v5e:4x4", "llama3.2-1b", stages, remat, 32, 4096, 8, "1f1b")
+    yield Case(
+        "v5e:4x4", "llama3.2-1b", stages, "full", 32, 4096, 8, "interleaved", virtual_stages=2
+    )
+    yield Case("v5p:2x2x4", "llama3.2-1b", stages, "full", 32, 4096, 8, "zb-h1")
+    yield Case("v5p:4x4x2", "llama3-8b", _mesh("pipeline=4,fsdp=8"), "full", 64, 4096, 8, "1f1b")
 
 
 def _mesh(text: str) -> tuple[tuple[str, int], ...]:

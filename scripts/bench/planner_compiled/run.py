@@ -26,7 +26,11 @@ from jaxscale.hardware.by_name import cluster_by_name
 from jaxscale.models.traced_flops import traced_flops
 from jaxscale.parallel.topology import abstract_devices, prepare_process
 from jaxscale.planner.compiled import CompiledFacts, argument_parts, compile_facts
+from jaxscale.planner.hlo.branches import TickShares
 from jaxscale.planner.hlo.collectives import by_axes
+from jaxscale.planner.lockstep.stages import tick_shares
+from jaxscale.planner.model_source import groups_of
+from jaxscale.planner.proposal import to_layout
 from jaxscale.planner.refusal import DoesNotFit
 from jaxscale.training.lowering import abstract_job
 
@@ -75,7 +79,9 @@ def measure(case: Case) -> dict[str, Any]:
     cluster = cluster_by_name(case.cluster)
     job = abstract_job(case.config, case.plan, abstract_devices(cluster))
     started = time.monotonic()
-    result = _compiled(case, job.lower)
+    layers = job.placement.stages.num_layers if job.placement.stages else 0
+    shares = tick_shares(to_layout(case.plan), layers, groups_of(case.config.model))
+    result = _compiled(case, job.lower, shares)
     return {
         "cluster": case.cluster,
         "model": case.model,
@@ -91,9 +97,9 @@ def measure(case: Case) -> dict[str, Any]:
     }
 
 
-def _compiled(case: Case, lower: Any) -> dict[str, Any]:
+def _compiled(case: Case, lower: Any, shares: TickShares | None) -> dict[str, Any]:
     try:
-        facts = compile_facts(lower, case.plan.mesh_shape)
+        facts = compile_facts(lower, case.plan.mesh_shape, shares=shares)
     except DoesNotFit as refusal:
         return {
             "does_not_fit": {
