@@ -52,7 +52,9 @@ def describe(arrays: Mapping[str, jax.Array]) -> tuple[ArrayEntry, ...]:
             raise UserError(f"{path} is a random key; store jax.random.key_data({path}) instead")
         if array.size == 0:
             raise UserError(f"{path} has shape {list(array.shape)}: an empty array has no data")
-    return tuple(_entry(path, array.shape, array.dtype) for path, array in sorted(arrays.items()))
+    return tuple(
+        array_entry(path, array.shape, array.dtype) for path, array in sorted(arrays.items())
+    )
 
 
 def to_json(manifest: Manifest) -> str:
@@ -107,7 +109,7 @@ def check_fits(
     Arrays that only the checkpoint has are an error too unless `allow_extra`.
     """
     stored = {entry.path: entry for entry in manifest.arrays}
-    wanted = {path: _entry(path, array.shape, array.dtype) for path, array in target.items()}
+    wanted = {path: array_entry(path, array.shape, array.dtype) for path, array in target.items()}
     lines = list(_differences(stored, wanted))
     if not allow_extra:
         lines += [
@@ -145,6 +147,6 @@ def _shape(entry: ArrayEntry) -> str:
     return str(list(entry.shape))
 
 
-def _entry(path: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> ArrayEntry:
+def array_entry(path: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> ArrayEntry:
     # A dtype of under eight bits (int4) still takes a whole byte an element on the host.
     return ArrayEntry(path, tuple(shape), dtype.name, math.prod(shape) * dtype.itemsize)
