@@ -8,7 +8,18 @@ from typing import Annotated
 import typer
 
 from jaxscale import __version__
-from jaxscale.cli import config, data, describe, evaluate, generate, plan, train
+from jaxscale.cli import (
+    checkpoint,
+    config,
+    data,
+    describe,
+    evaluate,
+    export,
+    generate,
+    import_,
+    plan,
+    train,
+)
 from jaxscale.errors import UserError
 
 EXIT_USER_ERROR = 2
@@ -46,8 +57,11 @@ app.command("plan")(plan.plan)
 app.command("describe")(describe.describe)
 app.command("eval")(evaluate.evaluate)
 app.command("generate")(generate.generate)
+app.command("export")(export.export)
+app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(data.app, name="data")
 app.add_typer(config.app, name="config")
+app.add_typer(import_.app, name="import")
 
 
 def run() -> None:

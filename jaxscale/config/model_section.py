@@ -167,6 +167,10 @@ class ModelSection(BaseModel):
     latent_attention: LatentAttentionSection | None = Field(
         default=None, description="Low-rank attention (planned, not trained yet)."
     )
+    init_from: str | None = Field(
+        default=None,
+        description="Weights to start from: a Hugging Face directory or a run; keys left out are as there.",
+    )
     build: str | None = Field(
         default=None,
         description="Your own model: 'package.module:function' or 'file.py:function', called with rngs and args.",
@@ -182,10 +186,10 @@ class ModelSection(BaseModel):
 
     @model_validator(mode="after")
     def _family_or_build(self) -> Self:
-        if self.build is None:
-            self._check_family()
-        else:
+        if self.build is not None:
             self._check_build()
+        elif self.family is not None or self.init_from is None:
+            self._check_family()
         return self
 
     def _check_family(self) -> None:

@@ -181,6 +181,10 @@ def _headline(job: Job, start: int) -> str:
     mesh = " x ".join(
         f"{axis} {size}" for axis, size in job.placement.mesh_shape.items() if size > 1
     )
+    plan, layout = job.placement.plan, job.placement.stages
+    if layout is not None:
+        counts = ", ".join(map(str, layout.counts))
+        mesh += f", {plan.schedule} of {plan.microbatches} microbatches over {counts} layers"
     place = f"{job.placement.mesh.size} {job.placement.platform} device(s)" + (
         f", {mesh}" if mesh else ""
     )

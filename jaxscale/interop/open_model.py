@@ -1,0 +1,66 @@
+"""Somebody else's model, open for reading: known and checked, nothing of it read yet; and its parameters as ours."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, SingleDeviceSharding
+
+from jaxscale.checkpoint.stored import Box
+from jaxscale.config.model_section import ModelSection
+from jaxscale.interop.names import NameMap, ReadNamed, read_ours
+from jaxscale.models.description import Blueprint, Params, ParamSpec
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """What an import reads from.
+
+    section: the model in our words.
+    read_theirs: boxes of its tensors, by the names of `names`.
+    tokenizer_files: reads its tokenizer's files, by name; `tokenizer.json` is the one that we use.
+    facts: where it comes from, for whoever looks at the import later (plain JSON).
+    notes: what of its configuration is left out.
+    """
+
+    section: ModelSection
+    model: Blueprint
+    names: NameMap
+    read_theirs: ReadNamed
+    tokenizer_files: Callable[[], Mapping[str, bytes]]
+    facts: Mapping[str, Any]
+    notes: tuple[str, ...] = field(default=())
+
+    def read(self, path: str, box: Box) -> np.ndarray[Any, Any]:
+        """A box of a parameter of ours, in the dtype of the description.
+
+        Raises UserError for values that are not numbers, and for files that end early.
+        """
+        dtype = self.model.description[path].dtype
+        return read_ours(self.names, path, box, self.read_theirs, dtype)
+
+
+def load_params(source: OpenModel, shardings: Mapping[str, NamedSharding]) -> Params:
+    """All parameters in their places; each process reads what its own devices hold."""
+    return {
+        path: _load(source, path, spec, shardings[path])
+        for path, spec in source.model.description.items()
+    }
+
+
+def _load(source: OpenModel, path: str, spec: ParamSpec, sharding: NamedSharding) -> jax.Array:
+    """Box by box: each is read once, however many devices hold it, and handed over before the next."""
+    holders: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
+    for device, index in sharding.addressable_devices_indices_map(spec.shape).items():
+        assert index is not None
+        pairs = zip(index, spec.shape, strict=True)
+        bounds = tuple(range_.indices(size)[:2] for range_, size in pairs)
+        holders.setdefault(bounds, []).append(device)
+    arrays = []
+    for bounds, devices in holders.items():
+        block = source.read(path, tuple(slice(*bound) for bound in bounds))
+        places = (SingleDeviceSharding(d, memory_kind=sharding.memory_kind) for d in devices)
+        arrays += [jax.device_put(block, place) for place in places]
+    return jax.make_array_from_single_device_arrays(spec.shape, sharding, arrays)

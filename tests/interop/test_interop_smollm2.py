@@ -1,0 +1,129 @@
+"""A model that people use: SmolLM2-135M-Instruct, quantized by others, says and scores what it does in transformers."""
+
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from cli_cases import BOOK, succeed
+from smollm2 import fetch_model
+
+from jaxscale.config.plan import Plan
+from jaxscale.data.tokenizers import load_tokenizer
+from jaxscale.interop.hf_config import meaning
+from jaxscale.interop.pretrained import Pretrained, load_pretrained
+from jaxscale.models.description import bind
+from jaxscale.models.families import resolve
+from jaxscale.parallel.mesh import make_mesh
+
+pytestmark = pytest.mark.slow
+
+PROMPT = "The capital of France is"
+ROWS, LENGTH = 4, 256
+
+
+@pytest.fixture(scope="module")
+def file() -> Path:
+    return fetch_model()
+
+
+@pytest.fixture(scope="module")
+def run(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("smollm2") / "run"
+    succeed("import", "gguf", file, out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def saved(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What transformers makes of the file, saved as a Hugging Face directory."""
+    for package in ("torch", "transformers", "accelerate"):
+        pytest.importorskip(package)
+    import torch
+    import transformers
+
+    out = tmp_path_factory.mktemp("smollm2-hf")
+    read = transformers.AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, dtype=torch.float32
+    )
+    del read.config.quantization_config
+    # It counts as quantized and is not saved: a plain one with its weights is.
+    plain = transformers.LlamaForCausalLM(read.config)
+    plain.load_state_dict(read.state_dict())
+    plain.save_pretrained(out)
+    transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(
+        out
+    )
+    return out
+
+
+@pytest.fixture(scope="module")
+def loaded(saved: Path) -> Pretrained:
+    return load_pretrained(str(saved), Plan(), make_mesh(Plan(), jax.devices()[:1]))
+
+
+@pytest.fixture(scope="module")
+def tokens(run: Path) -> np.ndarray:
+    ids = load_tokenizer(str(run / "tokenizer")).encode(BOOK.read_text(encoding="utf-8"))
+    return np.asarray(ids[: ROWS * LENGTH], np.int32).reshape(ROWS, LENGTH)
+
+
+@pytest.fixture(scope="module")
+def logits(loaded: Pretrained, tokens: np.ndarray) -> np.ndarray:
+    return np.asarray(jax.jit(lambda p, t: bind(loaded.model, p)(t))(loaded.params, tokens))
+
+
+@pytest.fixture(scope="module")
+def expected(saved: Path, tokens: np.ndarray) -> np.ndarray:
+    import transformers
+    from models_hf_oracle import hf_logits
+
+    return hf_logits(transformers.AutoModelForCausalLM.from_pretrained(saved).eval(), tokens)
+
+
+def perplexity(logits: np.ndarray, tokens: np.ndarray) -> float:
+    wide = logits[:, :-1].astype(np.float64)
+    largest = wide.max(-1)
+    normalizer = largest + np.log(np.exp(wide - largest[..., None]).sum(-1))
+    chosen = np.take_along_axis(wide, tokens[:, 1:, None], -1)[..., 0]
+    return float(np.exp((normalizer - chosen).mean()))
+
+
+def test_it_knows_the_capital_of_france(run: Path) -> None:
+    said = succeed("generate", run, "--prompt", PROMPT, "--tokens", "3", "--temperature", "0")
+    assert said.startswith(f"{PROMPT} Paris.")
+
+
+def test_its_logits_are_those_of_transformers(logits: np.ndarray, expected: np.ndarray) -> None:
+    # Thirty layers of fp32 products, summed in another order: asked is 1e-4 of the largest logit.
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
+def test_its_perplexity_on_moby_dick_is_that_in_transformers(
+    logits: np.ndarray, expected: np.ndarray, tokens: np.ndarray
+) -> None:
+    ours, theirs = perplexity(logits, tokens), perplexity(expected, tokens)
+    assert ours == pytest.approx(theirs, rel=1e-3)
+    assert 15 < ours < 120  # Of 49,152 tokens: it has read books.
+    shuffled = np.random.default_rng(0).permuted(tokens, axis=None)
+    assert perplexity(logits, shuffled) > 50 * ours
+
+
+def test_the_file_itself_is_read_as_transformers_reads_it(file: Path, loaded: Pretrained) -> None:
+    alone = load_pretrained(str(file), Plan(), make_mesh(Plan(), jax.devices()[:1]))
+    before, after = (meaning(resolve(one.section)) for one in (loaded, alone))
+    # Stored in float32: transformers keeps the nearest number to 1e-05, we the number that was meant.
+    assert np.float32(before.pop("norm_epsilon")) == np.float32(after.pop("norm_epsilon"))
+    assert before == after
+    for path, array in alone.params.items():
+        np.testing.assert_array_equal(array, loaded.params[path])
+
+
+def test_its_rebuilt_tokenizer_splits_text_as_that_of_transformers(run: Path, saved: Path) -> None:
+    ours, theirs = (load_tokenizer(str(one)) for one in (run / "tokenizer", saved))
+    text = re.sub(r"\d", "", BOOK.read_text(encoding="utf-8")[:50_000]) + " naïve\n\n\tif x: 🐋 "
+    assert ours.encode(text) == theirs.encode(text)
+    assert ours.decode(ours.encode(text)) == text
+    # transformers overlooks that the file asks for digits one by one.
+    assert len(ours.encode("1851")) == 4
