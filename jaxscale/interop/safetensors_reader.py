@@ -81,7 +81,7 @@ def read_box(tensor: StoredTensor, box: Box) -> np.ndarray[Any, Any]:
     dtype = tensor.numpy_dtype
     starts, length = _ranges(tensor.shape, box, dtype.itemsize)
     if len(starts) > 1 and length < tensor.file.smallest_range:
-        return _read_rows(tensor, (*box[:1], *(slice(0, b.stop - b.start) for b in box[1:])))
+        return _read_rows(tensor, box)
     out = np.empty(box_shape(box), dtype)
     view = out.reshape(-1).view(np.uint8).data
     parts = [view[at : at + length] for at in range(0, len(view), max(length, 1))]

@@ -145,6 +145,27 @@ def test_a_part_left_by_two_is_finished_by_one(
     assert contents(tmp_path / "hf") == expected
 
 
+def test_what_reads_back_other_than_it_was_written_is_not_finished(
+    run: Path, tmp_path: Path
+) -> None:
+    """A disk that loses a byte: after the first piece, one of the bytes before it changes."""
+    out = tmp_path / "hf"
+    losses = iter([True])
+
+    def lose(_num_bytes: int) -> None:
+        if next(losses, False):
+            partial = next(out.glob(".*.partial"))
+            data = bytearray(partial.read_bytes())
+            data[8 + int.from_bytes(data[:8], "little") + 100] ^= 1  # Behind the header.
+            partial.write_bytes(data)
+
+    options = replace(OPTIONS, report=lose, num_threads=1)
+    with pytest.raises(UserError, match=r"model.embed_tokens.weight reads back from .* other than"):
+        export_hf(run, out, options=options)
+    assert not list(out.glob("model-00001-of-*"))
+    assert "config.json" not in contents(out)
+
+
 def test_running_a_finished_export_again_checks_it(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "hf"
     export_hf(run, out, options=OPTIONS)

@@ -125,6 +125,8 @@ def _pipelines_on_tpu() -> Iterator[Case]:
     )
     yield Case("v5p:2x2x4", "llama3.2-1b", stages, "full", 32, 4096, 8, "zb-h1")
     yield Case("v5p:4x4x2", "llama3-8b", _mesh("pipeline=4,fsdp=8"), "full", 64, 4096, 8, "1f1b")
+    beside = _mesh("pipeline=4,fsdp=2,tensor=2")
+    yield Case("v5e:4x4", "llama3.2-1b", beside, "full", 16, 4096, 8, "1f1b")
 
 
 def _mesh(text: str) -> tuple[tuple[str, int], ...]:
