@@ -56,8 +56,29 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def run_processes(count: int, config: Path, run: Path, overrides: list[str]) -> list[str]:
+    """What failed of `count` processes with four devices in all: empty if none did."""
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(4 // count)}
+    arguments = [str(count), str(free_port()), str(config), str(run), *overrides]
+    started = [
+        subprocess.Popen(
+            [sys.executable, str(CHILD), str(process), *arguments],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for process in range(count)
+    ]
+    ended = [(process.communicate(timeout=250)[0], process.returncode) for process in started]
+    return [output[-1500:] for output, code in ended if code]
+
+
 def test_two_processes_hold_two_stages_each(tmp_path: Path) -> None:
-    """Over gloo, with a checkpoint and an evaluation: bitwise the losses of one process with the same four devices."""
+    """Over gloo, with a checkpoint and an evaluation: bitwise the losses of one process with the same four devices.
+
+    A second try is given: gloo stops waiting for a process that a busy machine holds up.
+    """
     config = write_config(tmp_path)
     plan = [
         *COMMON,
@@ -66,27 +87,13 @@ def test_two_processes_hold_two_stages_each(tmp_path: Path) -> None:
         "training.steps=2",
         "training.sample_tokens=0",
     ]
-    outputs = []
-    for processes, name in ((1, "one"), (2, "two")):
-        environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(4 // processes)}
-        port = str(free_port())
-        arguments = [str(processes), port, str(config), str(tmp_path / name), *plan]
-        started = [
-            subprocess.Popen(
-                [sys.executable, str(CHILD), str(process), *arguments],
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            for process in range(processes)
-        ]
-        outputs += [
-            (process.communicate(timeout=300)[0], process.returncode) for process in started
-        ]
-    assert [code for _, code in outputs] == [0, 0, 0], outputs
+    assert not run_processes(1, config, tmp_path / "one", plan)
+    run = tmp_path / "two"
+    if failed := run_processes(2, config, run, plan):
+        run = tmp_path / "again"
+        assert not run_processes(2, config, run, plan), failed
     for metric in ("loss", "grad_norm", "eval_loss"):
-        assert records(tmp_path / "two", metric) == records(tmp_path / "one", metric)
+        assert records(run, metric) == records(tmp_path / "one", metric)
 
 
 @pytest.mark.parametrize(
