@@ -28,17 +28,18 @@ def find_blocks(folder: Path) -> dict[str, Location]:
     Those that are not in it (small ones lie inside the tree, and a tree of more than one node is not followed) are read
     through TensorStore.
     """
-    base = ts.KvStore.open(f"file://{folder.absolute()}/").result()
+    base = ts.KvStore.open(file_store(folder)).result()
     root = ts.ocdbt.dump(base).result()["versions"][-1]["root"].get("location")
     if root is None:
         return {}
     node = ts.ocdbt.dump(base, root).result()
     entries: Iterable[dict[str, Any]] = node["entries"] if node["height"] == 0 else ()
-    return {
+    found = {
         entry["key"].decode(): _location(folder, entry["indirect_value"])
         for entry in entries
         if "indirect_value" in entry
     }
+    return {key: location for key, location in found.items() if location is not None}
 
 
 def read_into(file: Any, offset: int, target: np.ndarray[Any, Any]) -> None:
@@ -58,7 +59,15 @@ def read_into(file: Any, offset: int, target: np.ndarray[Any, Any]) -> None:
         target[...] = direct
 
 
-def _location(folder: Path, text: str) -> Location:
+def file_store(folder: Path) -> dict[str, str]:
+    """TensorStore's words for a folder; as a URL, a path with a percent sign would mean another one."""
+    return {"driver": "file", "path": f"{folder.absolute()}/"}
+
+
+def _location(folder: Path, text: str) -> Location | None:
     """`value:BASE:RELATIVE:OFFSET:LENGTH`, the first two of them parts of a path."""
-    _, base, relative, offset, length = text.split(":")
+    parts = text.split(":")
+    if len(parts) != 5 or parts[0] != "value":
+        return None
+    _, base, relative, offset, length = parts
     return Location(folder / base / relative, int(offset), int(length))

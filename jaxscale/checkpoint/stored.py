@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import tensorstore as ts
 
-from jaxscale.checkpoint.block_files import find_blocks, read_into
+from jaxscale.checkpoint.block_files import file_store, find_blocks, read_into
 from jaxscale.checkpoint.checkpointer import ARRAYS_FOLDER
 from jaxscale.checkpoint.manifest import ArrayEntry, Manifest, read_manifest
 from jaxscale.errors import UserError
@@ -49,7 +49,7 @@ class StoredArrays:
         self.manifest: Manifest = read_manifest(checkpoint)
         self.entries: Mapping[str, ArrayEntry] = {e.path: e for e in self.manifest.arrays}
         folder = checkpoint.absolute() / ARRAYS_FOLDER
-        self._store = {"driver": "ocdbt", "base": f"file://{folder}/"}
+        self._store = {"driver": "ocdbt", "base": file_store(folder)}
         self._context = ts.Context()
         self._open: dict[str, _Stored] = {}
         try:

@@ -13,6 +13,7 @@ import numpy as np
 import tensorstore as ts
 
 from jaxscale.checkpoint import layout
+from jaxscale.checkpoint.block_files import file_store
 from jaxscale.checkpoint.checkpointer import ARRAYS_FOLDER
 from jaxscale.checkpoint.integrity import write_checksums
 from jaxscale.checkpoint.manifest import METADATA_FILE, ArrayEntry, Manifest, to_json
@@ -116,7 +117,7 @@ class StreamedCheckpoint:
     def _create(self, entry: ArrayEntry) -> ts.TensorStore:
         store = {
             "driver": "ocdbt",
-            "base": f"file://{self._folder.absolute() / ARRAYS_FOLDER}/",
+            "base": file_store(self._folder / ARRAYS_FOLDER),
             "path": f"{entry.path}/",
             # Shapes inline, blocks never; one root node: as Orbax has it.
             "config": {"max_inline_value_bytes": 1024, "max_decoded_node_bytes": 100_000_000},

@@ -9,7 +9,7 @@ import typer
 from jaxscale.errors import UserError
 
 if TYPE_CHECKING:
-    from jaxscale.interop.export import Exported
+    from jaxscale.interop.export_job import Exported
 
 
 class Format(StrEnum):
@@ -28,7 +28,7 @@ class Weights(StrEnum):
 
 def export(
     source: Annotated[Path, typer.Argument(help="run directory, or one checkpoint of it")],
-    out: Annotated[Path, typer.Argument(help="directory to make")],
+    out: Annotated[str, typer.Argument(help="directory to make; local, gs://, s3://")],
     to: Annotated[
         Format, typer.Option(help="hf: Hugging Face; stablehlo: programs that only need jax")
     ],
@@ -60,7 +60,7 @@ def export(
     """Write a model for others to use. Run the same command again to go on where it stopped."""
     from jaxscale.checkpoint.casting import float_dtype
     from jaxscale.cli.render.checkpoint import bytes_progress
-    from jaxscale.interop.export import ExportOptions
+    from jaxscale.interop.export_job import ExportOptions
 
     chosen = None if dtype is None else float_dtype(dtype)
     part = None if weights is None else weights.value

@@ -28,6 +28,7 @@ def hf(
     as_json: AS_JSON = False,
 ) -> None:
     """Make a run directory of a Hugging Face model: config.json, safetensors, tokenizer."""
+    _prepare()
     from jaxscale.interop.hf_import import open_hf
 
     _import(open_hf(directory, ignore=ignore or []), out, as_json=as_json)
@@ -44,18 +45,22 @@ def gguf(
     as_json: AS_JSON = False,
 ) -> None:
     """Make a run directory of a GGUF file, dequantized."""
+    _prepare()
     from jaxscale.interop.gguf_import import open_gguf
 
     _import(open_gguf(file, tokenizer), out, as_json=as_json)
 
 
+def _prepare() -> None:
+    """Blocks come and go: memory that is given back to the system each time costs a third more."""
+    from jaxscale.hardware.cpu_process import prepare_cpu_process
+
+    prepare_cpu_process("float32")
+
+
 def _import(source: "OpenModel", out: Path, *, as_json: bool) -> None:
     from jaxscale.cli.render.importing import import_progress
-    from jaxscale.hardware.cpu_process import prepare_cpu_process
     from jaxscale.interop.run_directory import import_model
-
-    # Blocks come and go: memory that is given back each time costs a third more.
-    prepare_cpu_process("float32")
 
     for note in source.notes:
         typer.echo(f"note: {note}", err=True)

@@ -12,7 +12,8 @@ from jaxscale.checkpoint.locate import Located, locate
 from jaxscale.checkpoint.stored import StoredArrays
 from jaxscale.config.model_section import ModelSection
 from jaxscale.errors import UserError
-from jaxscale.interop.export import Exported, ExportOptions, export_tensors
+from jaxscale.interop.export import export_tensors
+from jaxscale.interop.export_job import Exported, ExportJob, ExportOptions
 from jaxscale.interop.hf_config import to_hf_config
 from jaxscale.interop.hf_tokenizer import RunTokenizer, find_tokenizer, write_hf_tokenizer
 from jaxscale.interop.journal import write_atomically
@@ -27,7 +28,7 @@ _DEFAULTS = ExportOptions()
 
 def export_hf(
     checkpoint: Path,
-    out: Path,
+    out: Path | str,
     *,
     step: int | None = None,
     dtype: np.dtype[Any] | None = None,
@@ -37,6 +38,7 @@ def export_hf(
     """Write `out` so that `transformers` loads it unchanged; run it again to go on after an interruption.
 
     checkpoint: a run directory, or one checkpoint of it. step: which one of a run (default: the newest).
+    out: a directory, or a URL (gs://, s3://).
     dtype: of the weights (default: as stored). part: `params` or `average` (default: the average where it was kept).
     Raises UserError where the input is wrong (see `export_tensors`), and for a model that no Hugging Face family
     computes; nothing is ever written to the checkpoint.
@@ -49,7 +51,7 @@ def export_hf(
     source = TensorSource(model.stored, chosen, names.tensors, dtype)
     config = _complete(config, source.infos[0].dtype, model.tokenizer)
     side = _SideFiles(model, chosen, config)
-    return export_tensors(source, out, options, json.dumps(config), side.write)
+    return export_tensors(ExportJob(source, options, json.dumps(config), side.write), out)
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,12 @@ class GgufTensor:
         from gguf.quants import dequantize
 
         rows, columns = (box[-1], box[:-1]) if self.turned else (box[0], box[1:])
-        values = dequantize(self.stored.data[rows], self.stored.tensor_type)
+        try:
+            values = dequantize(self.stored.data[rows], self.stored.tensor_type)
+        except NotImplementedError as error:
+            raise UserError(
+                f"{self.stored.name}: {error}: take a file of another quantization"
+            ) from error
         values = values.reshape(rows.stop - rows.start, *values.shape[1:])
         if self.heads:
             values = self._in_halves(values)

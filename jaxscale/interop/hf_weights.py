@@ -20,7 +20,7 @@ Stored = Mapping[str, StoredTensor]
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _SHARD = re.compile(r"-(\d+)-of-(\d+)\.safetensors$")
-_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+_HEAD = "lm_head.weight"
 _SHOWN = 12
 _ROWS_COMPARED = 64
 
@@ -50,7 +50,9 @@ def without_copied_head(names: NameMap, stored: Stored) -> Stored:
     head = stored.get(_HEAD)
     if head is None or _HEAD in {tensor.name for tensor in names.tensors}:
         return stored
-    _check_tied(head, stored.get(spelling(names, stored)(_EMBEDDING)))
+    embedding = stored.get(spelling(names, stored)(names.tensors[0].name))
+    if embedding is not None:  # Its absence is another error.
+        _check_tied(head, embedding)
     return {name: tensor for name, tensor in stored.items() if name != _HEAD}
 
 
@@ -116,18 +118,19 @@ def _no_weights(folder: Folder, names: Sequence[str]) -> UserError:
     )
 
 
-def _check_tied(head: StoredTensor, embedding: StoredTensor | None) -> None:
-    if embedding is None or embedding.shape != head.shape:
-        return
+def _check_tied(head: StoredTensor, embedding: StoredTensor) -> None:
     rows = np.unique(np.linspace(0, head.shape[0] - 1, _ROWS_COMPARED).astype(int))
-    columns = whole(head.shape)[1:]
-    for row in rows:
-        box = (slice(int(row), int(row) + 1), *columns)
-        if not np.array_equal(read_box(head, box), read_box(embedding, box)):
-            raise UserError(
-                f"{head.file.name}: {head.name} is not the embedding (row {row} differs), but config.json ties them: "
-                "set tie_word_embeddings to false there"
-            )
+    boxes = ((slice(int(row), int(row) + 1), *whole(head.shape)[1:]) for row in rows)
+    if head.shape == embedding.shape and all(_is_same(head, embedding, box) for box in boxes):
+        return
+    raise UserError(
+        f"{head.file.name}: {head.name} {list(head.shape)} is not a copy of {embedding.name} {list(embedding.shape)}, "
+        "but config.json ties them: set tie_word_embeddings to false there"
+    )
+
+
+def _is_same(one: StoredTensor, other: StoredTensor, box: Box) -> bool:
+    return np.array_equal(read_box(one, box), read_box(other, box))
 
 
 def _num_nonfinite(values: np.ndarray[Any, Any]) -> int:

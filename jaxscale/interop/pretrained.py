@@ -24,7 +24,8 @@ from jaxscale.interop.hf_config import meaning
 from jaxscale.interop.hf_import import CONFIG_FILE, hf_section, open_hf, tokenizer_files
 from jaxscale.interop.open_model import OpenModel, load_params
 from jaxscale.interop.run_directory import TOKENIZER_FOLDER
-from jaxscale.models.description import Blueprint, Params
+from jaxscale.models.build import model_builder
+from jaxscale.models.description import Blueprint, Params, blueprint
 from jaxscale.models.families import resolve
 from jaxscale.parallel.mesh import auto_plan, make_mesh
 from jaxscale.parallel.placement import Placement, place
@@ -49,27 +50,33 @@ def load_pretrained(
     *,
     ignore: Collection[str] = (),
 ) -> Pretrained:
-    """The parameters of a Hugging Face directory on a mesh, read box by box: no process holds more than its part.
+    """The parameters of a location on a mesh, read box by box: no process holds more than its part.
 
     plan: how to lay them out (default: all devices share each array). mesh: of the plan's axes (default: all devices).
     ignore: keys of config.json to pass over.
     Raises UserError for what cannot be represented, for damaged files, and for a plan that does not fit.
     """
-    source = open_model(location, ignore=ignore)
-    count = mesh.size if mesh is not None else jax.device_count()
-    plan = plan or auto_plan(source.model.description, count, count)
-    placement = place(plan, mesh or make_mesh(plan), source.model.description)
+    if _is_run(location):
+        section = _section_of(location)
+        model = blueprint(model_builder(section))
+        placement = _placed(model, plan, mesh)
+        return Pretrained(section, model, placement, _of_run(Path(location), model, placement))
+    source = _open(location, ignore)
+    placement = _placed(source.model, plan, mesh)
     params = load_params(source, placement.shardings(source.model.description))
     return Pretrained(source.section, source.model, placement, params)
 
 
-def open_model(
-    location: str, *, section: ModelSection | None = None, ignore: Collection[str] = ()
-) -> OpenModel:
-    """A Hugging Face directory or a GGUF file, as `open_hf` and `open_gguf` do it."""
+def _open(location: str, ignore: Collection[str]) -> OpenModel:
     if location.endswith(".gguf"):
         return open_gguf(Path(location))
-    return open_hf(location, section=section, ignore=ignore)
+    return open_hf(location, ignore=ignore)
+
+
+def _placed(model: Blueprint, plan: Plan | None, mesh: Mesh | None) -> Placement:
+    count = mesh.size if mesh is not None else jax.device_count()
+    plan = plan or auto_plan(model.description, count, count)
+    return place(plan, mesh or make_mesh(plan), model.description)
 
 
 def with_pretrained(config: RunConfig) -> RunConfig:
@@ -80,12 +87,10 @@ def with_pretrained(config: RunConfig) -> RunConfig:
     location = config.model.init_from
     if location is None:
         return config
-    model = config.model
+    model, there = config.model, _section_of(location)
     if model.family is None:
-        given = model.model_dump(exclude_unset=True)
-        model = ModelSection.model_validate(
-            _section_of(location).model_dump(exclude_unset=True) | given
-        )
+        values = there.model_dump(exclude_unset=True) | model.model_dump(exclude_unset=True)
+        model = ModelSection.model_validate(values)
     data, tokenizer = config.data, _tokenizer_of(location)
     if "tokenizer" not in data.model_fields_set and tokenizer is not None:
         data = data.model_copy(update={"tokenizer": tokenizer})
@@ -98,7 +103,7 @@ def initial_params(section: ModelSection, model: Blueprint, placement: Placement
     assert location is not None
     if _is_run(location):
         return _of_run(Path(location), model, placement)
-    source = open_model(location, section=section)
+    source = open_hf(location, section=section)
     return load_params(source, placement.shardings(model.description))
 
 
@@ -122,8 +127,15 @@ def keep_tokenizer_files(config: RunConfig, run: Path) -> None:
 
 
 def _section_of(location: str) -> ModelSection:
+    """Raises UserError where there is neither a run nor a Hugging Face model."""
     if _is_run(location):
         return load_config(Path(location) / RUN_FILE).model
+    if location.endswith(".gguf"):
+        raise UserError(f"make a run of it first: jaxscale import gguf {location} RUN")
+    if CONFIG_FILE not in open_folder(location).names():
+        raise UserError(
+            f"{location} has neither {CONFIG_FILE} (a Hugging Face model) nor {RUN_FILE} (a run)"
+        )
     return hf_section(location)
 
 
@@ -135,18 +147,7 @@ def _tokenizer_of(location: str) -> str | None:
 
 
 def _is_run(location: str) -> bool:
-    """Raises UserError where there is neither a run nor a Hugging Face model."""
-    if location.endswith(".gguf"):
-        raise UserError(
-            f"model.init_from: make a run of it first (jaxscale import gguf {location} RUN)"
-        )
-    if (Path(location) / RUN_FILE).is_file():
-        return True
-    if CONFIG_FILE not in open_folder(location).names():
-        raise UserError(
-            f"model.init_from: {location} has neither {CONFIG_FILE} (a Hugging Face model) nor {RUN_FILE} (a run)"
-        )
-    return False
+    return (Path(location) / RUN_FILE).is_file()
 
 
 def _of_run(directory: Path, model: Blueprint, placement: Placement) -> Params:
@@ -154,7 +155,7 @@ def _of_run(directory: Path, model: Blueprint, placement: Placement) -> Params:
     with Checkpointer(directory / "checkpoints", Keep()) as checkpoints:
         step = checkpoints.latest_good()
         if step is None:
-            raise UserError(f"model.init_from: {directory} has no good checkpoint")
+            raise UserError(f"{directory} has no good checkpoint")
         stored = [entry.path for entry in checkpoints.manifest(step)]
         part = "average/" if any(path.startswith("average/") for path in stored) else "params/"
         target = {

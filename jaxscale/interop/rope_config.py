@@ -19,10 +19,10 @@ _LLAMA3 = {
 def read_rope(fields: Fields, base: float) -> tuple[float, RopeScaling | None]:
     """Base and stretching where all layers share them; `base` where none is given."""
     theta = fields.number("rope_theta", base)
-    parameters = fields.mapping("rope_parameters")
-    scaling = parameters or fields.mapping("rope_scaling")
-    fields.take("rope_scaling")
-    return _parsed(fields.name, scaling, theta or base)
+    new, old = fields.mapping("rope_parameters"), fields.mapping("rope_scaling")
+    if new and old and new != old:
+        raise UserError(f"{fields.name}: rope_parameters {new} and rope_scaling {old} contradict")
+    return _parsed(fields.name, new or old, theta or base)
 
 
 def read_two_ropes(
@@ -32,6 +32,8 @@ def read_two_ropes(
     theta = fields.number("rope_theta", base) or base
     local_theta = fields.number("rope_local_base_freq", local_base) or local_base
     old, new = fields.mapping("rope_scaling"), fields.mapping("rope_parameters")
+    if set(new) - {FULL, SLIDING}:
+        raise UserError(f"{fields.name}: rope_parameters has to say {FULL} and {SLIDING}: {new}")
     base, scaling = _parsed(fields.name, new.get(FULL) or old, theta)
     local_base, local_scaling = _parsed(fields.name, new.get(SLIDING) or {}, local_theta)
     if local_scaling is not None:
@@ -90,6 +92,7 @@ def _parsed(name: str, rope: Mapping[str, Any], base: float) -> tuple[float, Rop
         )
     match kind:
         case "default":
+            _only(name, rope, common)
             return base, None
         case "linear":
             _only(name, rope, {*common, "factor"})

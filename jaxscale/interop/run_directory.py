@@ -82,9 +82,10 @@ def _starting_config(source: OpenModel, out: Path) -> RunConfig:
     schedule = ScheduleSection(name="cosine", warmup_steps=10)
     return RunConfig(
         name=re.sub(r"[^A-Za-z0-9._-]+", "-", out.name).lstrip("._-") or "imported",
-        model=source.section.model_copy(update={"init_from": str(out)}),
+        model=source.section.model_copy(update={"init_from": str(out.absolute())}),
         data=DataSection(
-            tokenizer=str(out / TOKENIZER_FOLDER), sequence_length=min(longest, _ROW_TOKENS)
+            tokenizer=str(out.absolute() / TOKENIZER_FOLDER),
+            sequence_length=min(longest, _ROW_TOKENS),
         ),
         training=TrainingSection(steps=100, global_batch=8, optimizer=optimizer, schedule=schedule),
     )

@@ -13,14 +13,12 @@ from typing import Any
 import numpy as np
 
 from jaxscale.errors import UserError
+from jaxscale.interop.export_job import Report, Sums, pieces_by_file
 from jaxscale.interop.journal import Journal
 from jaxscale.interop.shards import Piece, Shard
 
 # The rows of a piece, contiguous, and how many of their values overflowed.
 Convert = Callable[[Piece], tuple[np.ndarray[Any, Any], int]]
-Report = Callable[[int], None]
-# CRC-32 of pieces, by where they begin in their file.
-Sums = Mapping[int, int]
 
 
 @dataclass(frozen=True)
@@ -49,9 +47,7 @@ class ShardWriter:
 
     def write(self, own: Sequence[Piece], all_pieces: Sequence[Piece]) -> Written:
         """Write a process's pieces and finish the files whose pieces are then all there."""
-        offsets: dict[str, dict[int, Piece]] = {}
-        for piece in all_pieces:
-            offsets.setdefault(piece.shard.file, {})[piece.offset] = piece
+        offsets = pieces_by_file(all_pieces)
         done, skipped, overflows = self.journal.done(), 0, Counter[str]()
         with ThreadPoolExecutor(self.num_threads) as pool, ThreadPoolExecutor(1) as finisher:
             finishing: list[Future[None]] = []

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from jaxscale.interop.safetensors_format import TensorInfo, header_bytes
 
@@ -48,6 +48,9 @@ class Piece:
     num_bytes: int
 
 
+Sized = TypeVar("Sized", Piece, Shard)
+
+
 def plan_shards(tensors: Sequence[TensorInfo], max_bytes: int) -> tuple[Shard, ...]:
     """Files of at most `max_bytes` of tensors in their order; a larger tensor has a file of its own."""
     groups: list[list[TensorInfo]] = [[]]
@@ -80,15 +83,15 @@ def pieces(shards: Sequence[Shard], piece_bytes: int) -> Iterator[Piece]:
             yield from _pieces_of(shard, tensor, piece_bytes)
 
 
-def shares(all_pieces: Sequence[Piece], num_processes: int) -> list[list[Piece]]:
-    """The consecutive pieces of each process: equal parts of the bytes, to within a piece."""
-    total = sum(piece.num_bytes for piece in all_pieces)
-    found: list[list[Piece]] = [[] for _ in range(num_processes)]
+def shares(parts: Sequence[Sized], num_processes: int) -> list[list[Sized]]:
+    """The consecutive parts of each process: equal shares of the bytes, to within a part."""
+    total = sum(part.num_bytes for part in parts)
+    found: list[list[Sized]] = [[] for _ in range(num_processes)]
     at = 0
-    for piece in all_pieces:
-        # The one in whose part the middle of the piece lies, in whole numbers: 2 * middle * processes / (2 * total).
-        found[(2 * at + piece.num_bytes) * num_processes // (2 * total)].append(piece)
-        at += piece.num_bytes
+    for part in parts:
+        # The process in whose share the middle lies, in whole numbers: 2 * middle * processes / (2 * total).
+        found[(2 * at + part.num_bytes) * num_processes // (2 * total)].append(part)
+        at += part.num_bytes
     return found
 
 

@@ -17,8 +17,9 @@ from jax import export as jax_export
 from jaxtyping import Array, Float, Int
 
 from jaxscale.errors import UserError
-from jaxscale.interop.export import Exported, ExportOptions, export_tensors
+from jaxscale.interop.export import export_tensors
 from jaxscale.interop.export_hf import StoredModel, open_model
+from jaxscale.interop.export_job import Exported, ExportJob, ExportOptions
 from jaxscale.interop.hf_tokenizer import write_hf_tokenizer
 from jaxscale.interop.journal import write_atomically
 from jaxscale.interop.stablehlo_files import readme, scripts
@@ -51,7 +52,7 @@ class Programs:
 
 def export_stablehlo(
     checkpoint: Path,
-    out: Path,
+    out: Path | str,
     *,
     step: int | None = None,
     dtype: np.dtype[Any] | None = None,
@@ -76,7 +77,7 @@ def export_stablehlo(
         _write_side_files(target, model, programs, sequence_length)
 
     identity = json.dumps(["stablehlo", jax.__version__, sequence_length])
-    return export_tensors(source, out, options, identity, side_files)
+    return export_tensors(ExportJob(source, options, identity, side_files), out)
 
 
 def make_programs(

@@ -3,7 +3,7 @@
 import itertools
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,9 +66,6 @@ class TensorSource:
         return tuple(
             TensorInfo(one.name, one.shape, self._dtype(one.parts[0].path)) for one in self.tensors
         )
-
-    def by_name(self) -> Mapping[str, Tensor]:
-        return {tensor.name: tensor for tensor in self.tensors}
 
     def rows(self, tensor: Tensor, start: int, stop: int) -> tuple[np.ndarray[Any, Any], int]:
         """Rows along the first dim, contiguous, and how many of their values overflowed the dtype.

@@ -16,9 +16,10 @@ from jaxscale.config.run import RunConfig
 from jaxscale.config.text import to_yaml
 from jaxscale.data.tokenizers import BYTES, Tokenizer, load_tokenizer
 from jaxscale.models.build import model_builder
-from jaxscale.models.description import blueprint
+from jaxscale.models.description import Params, blueprint
 from jaxscale.parallel.mesh import make_mesh
 from jaxscale.parallel.placement import place
+from jaxscale.training.stage_order import in_model_order, stored_params
 
 STEP = 7
 ONE_DEVICE = Plan()
@@ -45,10 +46,7 @@ def save_run(
     tokenizer: Tokenizer | None = None,
 ) -> Path:
     """A run directory with one checkpoint of these parameters, laid out by a plan, beside some optimizer state."""
-    model = blueprint(model_builder(section))
-    mesh = make_mesh(plan, jax.devices()[: plan.num_devices])
-    shardings = place(plan, mesh, model.description).shardings(model.description)
-    placed = {path: jax.device_put(array, shardings[path]) for path, array in arrays.items()}
+    placed = on_mesh(section, arrays, plan)
     state = {f"{part}/{path}": array for path, array in placed.items()}
     state |= {f"optimizer/adam/mu/{path}": jnp.zeros_like(array) for path, array in placed.items()}
     if part != "params":
@@ -61,6 +59,19 @@ def save_run(
         (run / "tokenizer").mkdir()
         tokenizer.save(run / "tokenizer")
     return run
+
+
+def on_mesh(section: ModelSection, arrays: Mapping[str, np.ndarray], plan: Plan) -> Params:
+    """Parameters as a run of this plan holds them (a pipeline: in the order of its stages), as it hands them out."""
+    description = blueprint(model_builder(section)).description
+    placement = place(plan, make_mesh(plan, jax.devices()[: plan.num_devices]), description)
+    fresh = {path: jnp.asarray(array) for path, array in arrays.items()}
+    specs = dict(placement.stored(description))
+    stored = jax.device_put(
+        stored_params(fresh, description, placement), placement.shardings(specs)
+    )
+    handed_out: Params = in_model_order(stored, specs, placement)
+    return handed_out
 
 
 def config(section: ModelSection) -> RunConfig:

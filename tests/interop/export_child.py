@@ -4,8 +4,8 @@ import os
 import sys
 from pathlib import Path
 
-from jaxscale.interop.export import ExportOptions
 from jaxscale.interop.export_hf import export_hf
+from jaxscale.interop.export_job import ExportOptions
 
 
 def say(num_bytes: int) -> None:

@@ -16,8 +16,8 @@ from models_cases import random_tokens, section
 from jaxscale.config.plan import Plan
 from jaxscale.data.tokenizers import BYTES, load_tokenizer, train_bpe
 from jaxscale.errors import UserError
-from jaxscale.interop.export import ExportOptions
 from jaxscale.interop.export_hf import export_hf
+from jaxscale.interop.export_job import ExportOptions
 from jaxscale.interop.hf_import import open_hf
 from jaxscale.interop.layout import whole
 from jaxscale.models.build import model_builder
@@ -94,11 +94,15 @@ def test_import_of_an_export_is_the_same_to_the_bit(
         np.testing.assert_array_equal(back.read(path, whole(array.shape)), array, err_msg=path)
 
 
+# An odd number of layers: the stages of a pipeline hold one and two, and padding.
+DEEP = WIDE.model_copy(update={"num_layers": 3})
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The files of an export of a model that one device trained."""
     folder = tmp_path_factory.mktemp("alone")
-    run = save_run(folder / "run", WIDE, random_arrays(WIDE))
+    run = save_run(folder / "run", DEEP, random_arrays(DEEP))
     export_hf(run, folder / "hf", dtype=BF16, options=SMALL)
     return contents(folder / "hf")
 
@@ -109,13 +113,14 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
         Plan(fsdp=8),
         Plan(tensor=8),
         Plan(data=2, fsdp=2, tensor=2),
+        Plan(pipeline=2, fsdp=2, tensor=2, microbatches=4, stage_layers=[1, 2]),
     ],
     ids=lambda plan: " ".join(f"{axis} {n}" for axis, n in plan.mesh_shape.items() if n > 1),
 )
 def test_every_mesh_exports_the_same_bytes(
     plan: Plan, alone: dict[str, bytes], tmp_path: Path
 ) -> None:
-    run = save_run(tmp_path / "run", WIDE, random_arrays(WIDE), plan=plan)
+    run = save_run(tmp_path / "run", DEEP, random_arrays(DEEP), plan=plan)
     export_hf(run, tmp_path / "hf", dtype=BF16, options=SMALL)
     mesh = contents(tmp_path / "hf")
     assert mesh.keys() == alone.keys()

@@ -18,8 +18,9 @@ from interop_cases import WIDE
 from jaxscale.checkpoint.casting import float_dtype
 from jaxscale.config.plan import Plan
 from jaxscale.errors import UserError
-from jaxscale.interop.export import ExportOptions, find_export_problems
+from jaxscale.interop.export import find_export_problems
 from jaxscale.interop.export_hf import export_hf
+from jaxscale.interop.export_job import ExportOptions
 from jaxscale.interop.journal import FOLDER, Journal
 from jaxscale.models.build import model_builder
 from jaxscale.models.description import blueprint

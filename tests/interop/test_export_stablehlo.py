@@ -18,7 +18,7 @@ from models_cases import SEQUENCE, VOCAB, architecture, make_blueprint, random_t
 from jaxscale.config.model_section import ModelSection
 from jaxscale.config.plan import Plan
 from jaxscale.errors import UserError
-from jaxscale.interop.export import ExportOptions
+from jaxscale.interop.export_job import ExportOptions
 from jaxscale.interop.stablehlo import PLATFORMS, Programs, export_stablehlo, make_programs
 from jaxscale.models.build import model_builder
 from jaxscale.models.description import Blueprint, Params, bind, blueprint

@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from interop_cases import WIDE, Tensors, random_tensors, save_shards, shard_name, write_hf
+from models_cases import section
 
+from jaxscale.config.model_section import ModelSection
 from jaxscale.errors import UserError
 from jaxscale.interop.hf_import import open_hf
 from jaxscale.interop.run_directory import import_model
@@ -59,15 +61,25 @@ def test_a_bias_that_the_family_has_not_is_refused(tmp_path: Path) -> None:
     assert f"not known: {name} [48]" in message
 
 
-def test_a_head_beside_tied_embeddings_must_be_their_copy(tmp_path: Path) -> None:
-    tied = WIDE.model_copy(update={"tied_embeddings": True})
+@pytest.mark.parametrize(
+    ("tied", "embedding"),
+    [
+        (WIDE.model_copy(update={"tied_embeddings": True}), "model.embed_tokens.weight"),
+        (section("gpt2"), "transformer.wte.weight"),
+    ],
+)
+def test_a_head_beside_tied_embeddings_must_be_their_copy(
+    tied: ModelSection, embedding: str, tmp_path: Path
+) -> None:
     tensors = random_tensors(tied)
-    head = tensors["model.embed_tokens.weight"].copy()
+    head = tensors[embedding].copy()
     write_hf(tmp_path, tied, tensors={**tensors, "lm_head.weight": head})
     assert "head/table" not in open_hf(str(tmp_path)).model.description
     head[-1, -1] += 1
     write_hf(tmp_path, tied, tensors={**tensors, "lm_head.weight": head})
-    assert "row 271 differs" in refusal(tmp_path)
+    assert f"is not a copy of {embedding}" in refusal(tmp_path)
+    write_hf(tmp_path, tied, tensors={**tensors, "lm_head.weight": head[1:].copy()})
+    assert f"is not a copy of {embedding}" in refusal(tmp_path)
 
 
 def test_integers_are_no_weights(tmp_path: Path) -> None:

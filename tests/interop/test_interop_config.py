@@ -165,6 +165,8 @@ def test_a_model_that_no_family_computes_is_refused_with_what_would_change() -> 
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "type 'yarn' cannot"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 4.0}}, "low_freq_factor, a number"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0, "beta": 3}}, "{'beta': 3}"),
+        ({"rope_scaling": {"type": "default", "mrope": [1]}}, "{'mrope': .1.}"),
+        ({"rope_parameters": {"rope_type": "default"}}, "rope_parameters .* contradict"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor: 0.5"),
         ({"num_experts": 8}, "num_experts: 8"),
         ({"hidden_size": "wide"}, "hidden_size is 'wide', not a whole number"),
@@ -191,6 +193,12 @@ def test_windows_that_follow_no_pattern_are_refused() -> None:
     kinds = ["full_attention", "full_attention", *["sliding_attention"] * 3]
     with pytest.raises(UserError, match="every n-th layer sees everything"):
         from_hf_config({**config, "layer_types": kinds})
+
+
+def test_rotary_positions_of_gemma_3_are_said_for_both_kinds_of_layer() -> None:
+    config = to_hf_config(section("gemma3, fewer layers than the pattern"))[1]
+    with pytest.raises(UserError, match="has to say full_attention and sliding_attention"):
+        from_hf_config({**config, "rope_parameters": {"rope_type": "default", "rope_theta": 5.0}})
 
 
 def test_an_unknown_family_is_told_its_nearest_and_what_differs() -> None:

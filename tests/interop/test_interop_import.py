@@ -165,7 +165,7 @@ def test_the_configuration_of_an_import_starts_from_it_on_any_mesh(run: Path) ->
     ("model", "words"),
     [
         ("{{init_from: {tmp}/nowhere}}", "nowhere does not exist"),
-        ("{{init_from: {tmp}}}", "neither config.json .a Hugging Face model. nor config.yaml"),
+        ("{{init_from: {tmp}}}", "has neither config.json .a Hugging Face model. nor config.yaml"),
         ("{{init_from: {hf}, embed_dim: 64}}", r"embed_tokens.weight is \[272, 32\] in the files"),
         ("{{init_from: model.gguf}}", "jaxscale import gguf model.gguf RUN"),
     ],

@@ -49,7 +49,7 @@ def _read_caps(
     }
 
 
-def _write_gemma2(arch: Architecture) -> dict[str, Any]:
+def _write(arch: Architecture) -> dict[str, Any]:
     scale = arch.query_scale
     return {
         "query_pre_attn_scalar": int(scale) if scale.is_integer() else scale,
@@ -59,10 +59,6 @@ def _write_gemma2(arch: Architecture) -> dict[str, Any]:
         "layer_types": write_layer_types(arch),
         **write_rope(arch),
     }
-
-
-def _write_gemma3(arch: Architecture) -> dict[str, Any]:
-    return {**_write_gemma2(arch), "rope_local_base_freq": arch.rope_local_base}
 
 
 GEMMA2 = HfFamily(
@@ -89,7 +85,7 @@ GEMMA2 = HfFamily(
     },
     unused=frozenset({"hidden_act"}),
     read=_read_gemma2,
-    write=_write_gemma2,
+    write=_write,
 )
 GEMMA3 = replace(
     GEMMA2,
@@ -98,5 +94,5 @@ GEMMA3 = replace(
     ours=("gemma3",),
     defaults={**GEMMA2.defaults, "vocab_size": 262_208, "max_position_embeddings": 131_072},
     read=_read_gemma3,
-    write=_write_gemma3,
+    write=lambda arch: {**_write(arch), "rope_local_base_freq": arch.rope_local_base},
 )

@@ -1,11 +1,7 @@
 """GPT-2: fused projections, stored as (in, out)."""
 
-from typing import Any
-
-from jaxscale.interop.config_fields import Fields
-from jaxscale.interop.family import HfFamily, Sizes
+from jaxscale.interop.family import HfFamily
 from jaxscale.interop.names import Entry, Piece, one
-from jaxscale.models.architecture import Architecture
 
 LAYER = "transformer.h.{layer}."
 
@@ -43,14 +39,6 @@ NAMES = (
     one("transformer.ln_f.bias", "final_norm/bias"),
     one("lm_head.weight", "head/table"),
 )
-
-
-def _read(_: Fields, __: Sizes) -> dict[str, Any]:
-    return {}
-
-
-def _write(_: Architecture) -> dict[str, Any]:
-    return {}
 
 
 GPT2 = HfFamily(
@@ -97,6 +85,6 @@ GPT2 = HfFamily(
         }
     ),
     dropouts=("resid_pdrop", "embd_pdrop", "attn_pdrop"),
-    read=_read,
-    write=_write,
+    read=lambda _, __: {},
+    write=lambda _: {},
 )

@@ -79,8 +79,8 @@ def copy(directory: Path) -> float:
 def export(directory: Path, dtype: str, integrity: str) -> float:
     """Seconds of the call."""
     from jaxscale.checkpoint.casting import float_dtype
-    from jaxscale.interop.export import ExportOptions
     from jaxscale.interop.export_hf import export_hf
+    from jaxscale.interop.export_job import ExportOptions
 
     options = ExportOptions(integrity="verify" if integrity == "verify" else "skip")
     start = time.perf_counter()
