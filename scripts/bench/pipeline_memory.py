@@ -1,13 +1,14 @@
 """Temporary memory and compile time of a pipelined train step by number of microbatches and schedule, as compiled.
 
     python scripts/bench/pipeline_memory.py [--on v5e:2x4] [--config FILE] [--stages 4] [--microbatches 4,8,16,32]
-        [--schedules gpipe,1f1b,interleaved,zb-h1] [--plan key=value ...] [--out FILE]
+        [--layers 16] [--schedules gpipe,1f1b,interleaved,zb-h1] [--plan key=value ...] [--out FILE]
 
 Nothing runs: the real step is compiled for pretended CPU devices or, with `pip install 'jaxscale[aot]'`, for a TPU.
 Rows of a microbatch stay the same as their number grows. Bytes are of one device.
 """
 
 import argparse
+import itertools
 import json
 import time
 from datetime import UTC, datetime
@@ -32,12 +33,16 @@ def main() -> None:
     prepare_process()
     devices = abstract_devices(cluster_by_name(options.on))
     rows: list[dict[str, Any]] = []
-    for schedule in options.schedules.split(","):
-        for microbatches in map(int, options.microbatches.split(",")):
-            plan = _plan(options, schedule, microbatches, len(devices))
-            config = _config(options, plan)
-            rows.append(_measured(config, plan, devices))
-            print(_line(rows[-1], rows), flush=True)
+    cases = itertools.product(
+        options.schedules.split(","),
+        options.layers.split(","),
+        map(int, options.microbatches.split(",")),
+    )
+    for schedule, layers, microbatches in cases:
+        plan = _plan(options, schedule, microbatches, len(devices))
+        config = _config(options, plan, layers)
+        rows.append(_measured(config, plan, devices))
+        print(_line(rows[-1], rows), flush=True)
     if options.out:
         versions = {"jax": jax.__version__, "jaxlib": jaxlib.__version__, "on": options.on}
         date = datetime.now(UTC).date().isoformat()
@@ -54,6 +59,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--config", type=Path, default=ROOT / "configs/quickstart.yaml")
     parser.add_argument("--stages", type=int, default=4)
     parser.add_argument("--microbatches", default="4,8,16,32")
+    parser.add_argument("--layers", default="16", help="numbers of layers of the model")
     parser.add_argument("--schedules", default="gpipe,1f1b,interleaved,zb-h1")
     parser.add_argument(
         "--plan", nargs="*", default=[], help="more of the plan: tensor=2 remat=full"
@@ -77,9 +83,9 @@ def _plan(options: argparse.Namespace, schedule: str, microbatches: int, devices
     return Plan.model_validate({**chosen, **extra})
 
 
-def _config(options: argparse.Namespace, plan: Plan) -> RunConfig:
+def _config(options: argparse.Namespace, plan: Plan, layers: str) -> RunConfig:
     batch = options.rows * plan.batch_shards * plan.microbatches
-    sets = [*options.set, f"training.global_batch={batch}"]
+    sets = [f"model.num_layers={layers}", *options.set, f"training.global_batch={batch}"]
     return load_config(options.config, sets)
 
 
@@ -91,6 +97,7 @@ def _measured(config: RunConfig, plan: Plan, devices: Any) -> dict[str, Any]:
     memory = lowered.compile().memory_analysis()
     return {
         "schedule": plan.schedule,
+        "layers": config.model.num_layers,
         "microbatches": plan.microbatches,
         "plan": plan.model_dump(exclude_defaults=True),
         "temporary_bytes": memory.temp_size_in_bytes,
@@ -101,10 +108,12 @@ def _measured(config: RunConfig, plan: Plan, devices: Any) -> dict[str, Any]:
 
 
 def _line(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    first = next(other for other in rows if other["schedule"] == row["schedule"])
+    kind = row["schedule"], row["layers"]
+    first = next(other for other in rows if (other["schedule"], other["layers"]) == kind)
     ratio = row["temporary_bytes"] / first["temporary_bytes"]
     return (
-        f"{row['schedule']:12} m={row['microbatches']:<3} temporary {row['temporary_bytes']:>14,} B "
+        f"{row['schedule']:12} {row['layers']} layers m={row['microbatches']:<3} "
+        f"temporary {row['temporary_bytes']:>14,} B "
         f"({ratio:.3f} of m={first['microbatches']})  arguments {row['argument_bytes']:,} B  "
         f"traced in {row['trace_seconds']} s, compiled in {row['compile_seconds']} s"
     )

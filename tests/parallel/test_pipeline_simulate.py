@@ -12,7 +12,6 @@ from jaxscale.parallel.pipeline.schedules import make_table
 from jaxscale.parallel.pipeline.simulate import (
     Costs,
     Placed,
-    Timeline,
     Times,
     asynchronous,
     asynchronous_time,
@@ -64,18 +63,6 @@ PUBLISHED = [
 ]
 
 
-def busiest(timeline: Timeline) -> float:
-    """The longest that any stage takes from its first pass to its last.
-
-    That is how ZB-H2 is measured: its stages start their next step without waiting for each other.
-    """
-    spans = []
-    for stage in range(timeline.stages):
-        mine = [one for one in timeline.placed if one.stage == stage]
-        spans.append(mine[-1].end - mine[0].start)
-    return max(spans)
-
-
 @pytest.mark.parametrize("row", PUBLISHED)
 def test_the_zero_bubble_papers_table_of_bubble_rates(row: tuple[float, ...]) -> None:
     """To its four digits, but for interleaving.
@@ -91,7 +78,7 @@ def test_the_zero_bubble_papers_table_of_bubble_rates(row: tuple[float, ...]) ->
     def rate(schedule: Classical) -> float:
         orders = classical_orders(schedule, stages=p, microbatches=m)
         timeline = asynchronous(orders, costs)
-        length = busiest(timeline) if schedule == "zb-h2" else timeline.length
+        length = timeline.longest_stage if schedule == "zb-h2" else timeline.length
         return round(1 - work / length, 4)
 
     assert (rate("1f1b"), rate("zb-h1"), rate("zb-h2")) == (row[7], row[9], row[10])
@@ -156,7 +143,7 @@ def test_classical_stages_are_idle_for_the_published_bubble(
     busiest stage. Here F = B = W = 1, and B is 2 where it is not split."""
     orders = classical_orders(schedule, stages=stages, microbatches=microbatches, chunks=chunks)
     timeline = asynchronous(orders, uniform(stages, chunks))
-    length = busiest(timeline) if schedule == "zb-h2" else timeline.length
+    length = timeline.longest_stage if schedule == "zb-h2" else timeline.length
     idle = {"zb-h1": 1.0, "zb-h2": 0.0, "interleaved": 3 / chunks}.get(schedule, 3.0)
     assert length - 3 * microbatches == pytest.approx(idle * (stages - 1))
 

@@ -104,6 +104,19 @@ class Timeline:
         return self.length - sum(one.duration for one in self.placed if one.stage == stage)
 
     @property
+    def longest_stage(self) -> float:
+        """The longest time from the first to the last pass of a stage.
+
+        That is what a step takes where stages start their next one without waiting for each other.
+        """
+        bounds = [
+            (min(one.start for one in mine), max(one.end for one in mine))
+            for stage in range(self.stages)
+            if (mine := [one for one in self.placed if one.stage == stage])
+        ]
+        return max(end - start for start, end in bounds)
+
+    @property
     def bubble(self) -> float:
         """The share of the step that stages are idle for, on average."""
         busy = sum(one.duration for one in self.placed)
