@@ -4,6 +4,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
+from jaxscale.config.limits import LARGEST_COUNT
 from jaxscale.config.section import Section
 
 
@@ -30,7 +31,7 @@ class DataSection(Section):
         "bytes", description="bytes, train, or a tokenizer.json file or its directory"
     )
     tokenizer_vocab_size: int = Field(8192, ge=257, description="tokens, where tokenizer is train")
-    sequence_length: int = Field(512, ge=2, description="tokens in a row")
+    sequence_length: int = Field(512, ge=2, le=LARGEST_COUNT, description="tokens in a row")
     text_key: str = Field(
         "text", description="field of a JSON line or Parquet column that holds the text"
     )

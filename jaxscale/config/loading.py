@@ -16,6 +16,8 @@ from jaxscale.errors import UserError
 
 Tree = dict[str, Any]
 S = TypeVar("S", bound=Section)
+# What PyYAML raises: its own errors, those of a date that does not exist, and where brackets are nested by the hundred.
+_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
 
 class _ModelFile(Section):
@@ -59,7 +61,9 @@ def read_tree(path: Path, seen: tuple[Path, ...] = ()) -> Tree:
     tree = _parse(path)
     bases = tree.pop("extends", [])
     result: Tree = {}
-    for base in [bases] if isinstance(bases, str) else bases:
+    for base in bases if isinstance(bases, list) else [bases]:
+        if not isinstance(base, str):
+            raise UserError(f"{path}: extends names one file or a list of files, not {base!r:.60}")
         result = merge(result, read_tree(path.parent / base, (*seen, path)))
     return merge(result, tree)
 
@@ -80,8 +84,10 @@ def parse_override(text: str) -> Tree:
         raise UserError(f"override {text!r} is not key=value (for example training.steps=200)")
     try:
         parsed = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise UserError(f"override {text!r}: the value is not YAML ({_problem(error)})") from None
+    except _NOT_YAML as error:
+        raise UserError(
+            f"override {text[:200]!r}: the value is not YAML ({_problem(error)})"
+        ) from None
     for part in reversed(key.split(".")):
         parsed = {part: parsed}
     return dict(parsed)
@@ -105,7 +111,7 @@ def _parse(path: Path) -> Tree:
         raise UserError(f"no configuration file {path}{_neighbours(path)}") from None
     except (IsADirectoryError, UnicodeDecodeError):
         raise UserError(f"{path} is not a YAML file") from None
-    except yaml.YAMLError as error:
+    except _NOT_YAML as error:
         raise UserError(f"{path} is not valid YAML: {_problem(error)}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path} must hold sections (model, data, training, ...), not {tree!r:.60}")
@@ -119,5 +125,7 @@ def _neighbours(path: Path) -> str:
     return nearest(path.name, names) or (f" (there are: {', '.join(names[:8])})" if names else "")
 
 
-def _problem(error: yaml.YAMLError) -> str:
+def _problem(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
     return " ".join(str(error).split())

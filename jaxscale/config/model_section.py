@@ -209,7 +209,13 @@ class ModelSection(BaseModel):
         return self.experts is not None or self.latent_attention is not None
 
     def _check_build(self) -> None:
-        extra = sorted(self.model_fields_set - {"build", "args"})
+        # A configuration in full, as runs keep it, names every key: only other values than the defaults say something.
+        plain = type(self).model_fields
+        extra = sorted(
+            name
+            for name in self.model_fields_set - {"build", "args"}
+            if getattr(self, name) != plain[name].default
+        )
         if extra:
             raise ValueError(
                 f"with build, {', '.join(extra)} would be ignored: pass what your function takes under args"

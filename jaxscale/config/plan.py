@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from jaxscale.config.section import Section
 
@@ -12,6 +12,16 @@ MESH_AXES = ("pipeline", "data", "fsdp", "tensor")
 Precision = Literal["auto", "float32", "bfloat16"]
 Remat = Literal["none", "full", "dots", "minimal", "offload"]
 Schedule = Literal["gpipe", "1f1b", "interleaved", "zb-h1"]
+# What `kernels` can say of all ops at once. The last two run Pallas kernels in its interpreter, on CPU: for tests.
+Kernels = Literal["auto", "xla", "pallas", "interpret_tpu", "interpret_gpu"]
+KERNEL_OPS = (
+    "attention",
+    "fp8_matmul",
+    "glu",
+    "linear_cross_entropy",
+    "matmul",
+    "ragged_matmul",
+)
 
 
 class Plan(Section):
@@ -53,12 +63,21 @@ class Plan(Section):
         ge=0,
         description="layers per iteration of the layer scan (0: up to 16 on one CPU device without remat, else 1)",
     )
-    kernels: dict[str, str] = Field(
-        {}, description="implementation by op name, where auto is not wanted"
+    kernels: Kernels | dict[str, str] = Field(
+        {}, description="auto, xla or pallas for all ops; or implementation by op, the others auto"
     )
     rules: dict[str, str | list[str] | None] = Field(
         {}, description="logical axis -> mesh axes, over the built-in table"
     )
+
+    @field_validator("kernels")
+    @classmethod
+    def _known_ops(cls, kernels: str | dict[str, str]) -> str | dict[str, str]:
+        unknown = [] if isinstance(kernels, str) else sorted(set(kernels) - set(KERNEL_OPS))
+        if unknown:
+            ops = ", ".join(KERNEL_OPS)
+            raise ValueError(f"no op is called {', '.join(unknown)}; there are {ops}")
+        return kernels
 
     @property
     def mesh_shape(self) -> dict[str, int]:

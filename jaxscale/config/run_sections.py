@@ -1,9 +1,10 @@
 """Training, checkpoint and telemetry sections."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from jaxscale.config.limits import LARGEST_COUNT
 from jaxscale.config.optimizer_section import OptimizerSection, ScheduleSection
 from jaxscale.config.section import Section
 
@@ -13,7 +14,9 @@ class TrainingSection(Section):
 
     steps: int = Field(ge=1, description="optimizer steps in the whole run")
     global_batch: int = Field(
-        ge=1, description="sequences per optimizer step, over all devices and microbatches"
+        ge=1,
+        le=LARGEST_COUNT,
+        description="sequences per optimizer step, over all devices and microbatches",
     )
     seed: int = Field(0, ge=0, description="seed of parameters, batches and samples")
     optimizer: OptimizerSection = Field(OptimizerSection(), description="update rule")
@@ -38,14 +41,34 @@ class TrainingSection(Section):
     )
     sample_tokens: int = Field(64, ge=0, description="tokens per text sample (0: no samples)")
     sample_prompts: list[str] = Field(["The "], description="prompts of the text samples")
-    on_nonfinite: Literal["stop", "skip"] = Field(
-        "stop", description="what a loss or gradient that is not finite does"
+    on_bad_step: Literal["stop", "skip", "rollback"] = Field(
+        "stop", description="what a loss or gradient that is not finite, or a spike, leads to"
     )
+    loss_spike: float | None = Field(
+        None, gt=1, description="multiple of the median of recent losses that is bad (null: none)"
+    )
+    hang_seconds: float | None = Field(
+        900.0, gt=0, description="seconds without a step that end the run as hung (null: never)"
+    )
+    self_test: bool = Field(
+        False, description="whether devices are compared with each other before the first step"
+    )
+
+    @model_validator(mode="after")
+    def _spikes_cannot_be_skipped(self) -> Self:
+        if self.loss_spike is not None and self.on_bad_step == "skip":
+            raise ValueError(
+                "loss_spike is seen when the update is made, too late to skip it; set on_bad_step to rollback or stop"
+            )
+        return self
 
 
 class CheckpointSection(Section):
     """When checkpoints are written and which are kept."""
 
+    directory: str = Field(
+        "checkpoints", description="where they are kept: below the run, or a path, gs:// or s3://"
+    )
     every: int = Field(1000, ge=0, description="steps between checkpoints (0: only at the end)")
     keep_last: int = Field(3, ge=1, description="newest checkpoints kept")
     keep_every: int | None = Field(
@@ -70,3 +93,12 @@ class TelemetrySection(Section):
     )
     flops: Literal["causal", "full"] = Field("causal", description="how attention counts in MFU")
     profile: ProfileSection | None = Field(None, description="steps to trace (null: none)")
+    prometheus_port: int | None = Field(
+        None,
+        ge=1,
+        le=65535,
+        description="port of each process's /metrics; those of one machine take the next ones (null: none)",
+    )
+    prometheus_host: str = Field(
+        "127.0.0.1", description="address that /metrics listens on (0.0.0.0: everybody may read)"
+    )

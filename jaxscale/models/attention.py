@@ -7,12 +7,25 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from jaxscale.kernels.attention.api import attention, decode_attention
+from jaxscale.kernels.attention.api import (
+    SegmentIds,
+    attention,
+    choose_kernel,
+    decode_attention,
+)
+from jaxscale.kernels.attention.call import call_of
+from jaxscale.kernels.attention.form import Form
+from jaxscale.kernels.choice import Choice
+from jaxscale.kernels.target import target_of
 from jaxscale.models.architecture import Architecture, LayerKind
 from jaxscale.models.cache import KVCache, write
-from jaxscale.models.context import constrain, forward_context
-from jaxscale.models.layers import NORMAL, ZEROS, RMSNorm, named, parameter, project, residual_init
+from jaxscale.models.context import ForwardContext, constrain, forward_context
+from jaxscale.models.layers import NORMAL, ZEROS, RMSNorm, named, parameter, residual_init
+from jaxscale.models.products import project
 from jaxscale.models.rope import Rotation, rotate
+
+_ROWS = ("batch", "sequence")
+_QUERY, _KEY = (*_ROWS, "heads", "head_dim"), (*_ROWS, "kv_heads", "head_dim")
 
 
 @jax.tree_util.register_dataclass
@@ -75,13 +88,13 @@ class Attention(nnx.Module):
         else:
             out, cache = self._attend_cached(query, key, value, kind, inputs)
         out = named(constrain(out, "batch", "sequence", "heads", "head_dim"), "attention_out")
-        out = project(out, self.output[...], num_inward=2)
+        out = project(out, self.output[...], ("heads", "head_dim", "embed"), num_inward=2)
         return (out + self.output_bias[...] if self.arch.output_biases else out), cache
 
     def _project(self, x: jax.Array, rotation: Rotation | None) -> tuple[jax.Array, ...]:
-        query = project(x, self.query[...])
-        key = project(x, self.key[...])
-        value = project(x, self.value[...])
+        query = project(x, self.query[...], ("embed", "heads", "head_dim"))
+        key = project(x, self.key[...], ("embed", "kv_heads", "head_dim"))
+        value = project(x, self.value[...], ("embed", "kv_heads", "head_dim"))
         if self.arch.qkv_bias:
             query, key = query + self.query_bias[...], key + self.key_bias[...]
             value = value + self.value_bias[...]
@@ -101,25 +114,36 @@ class Attention(nnx.Module):
         inputs: LayerInputs,
     ) -> jax.Array:
         context = forward_context()
+        choice = _kernel(context, self._form(kind), query, key, inputs.segment_ids)
 
         def attend(
-            query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array | None
+            query: jax.Array, key: jax.Array, value: jax.Array, *segment_ids: jax.Array | None
         ) -> jax.Array:
             return attention(
                 query,
                 key,
                 value,
-                segment_ids=None if segment_ids is None else (segment_ids, None),
+                segment_ids=_shared(*segment_ids),
                 window=kind.window,
                 softcap=self.arch.attention_softcap,
                 scale=self.arch.attention_scale,
-                implementation=context.kernels.get("attention", "auto"),
+                implementation=choice,
                 local=context.local,
-                platform=context.platform,
+                target=context.target,
             )
 
+        if choice.name.startswith("pallas"):
+            documents = () if inputs.segment_ids is None else (inputs.segment_ids,)
+            operands = (_QUERY, _KEY, _KEY, *[_ROWS] * len(documents))
+            on_blocks = context.on_blocks(attend, operands, _QUERY)
+            on_heads: jax.Array = on_blocks(query, key, value, *documents)
+            return on_heads
         out: jax.Array = context.over_heads(attend)(query, key, value, inputs.segment_ids)
         return out
+
+    def _form(self, kind: LayerKind) -> Form:
+        arch = self.arch
+        return Form(scale=arch.attention_scale, window=kind.window, softcap=arch.attention_softcap)
 
     def _attend_cached(
         self,
@@ -144,3 +168,23 @@ class Attention(nnx.Module):
             scale=self.arch.attention_scale,
         )
         return out, cache
+
+
+def _shared(segment_ids: jax.Array | None = None) -> SegmentIds | None:
+    """Queries and keys of the same documents."""
+    return None if segment_ids is None else (segment_ids, None)
+
+
+def _kernel(
+    context: ForwardContext,
+    form: Form,
+    query: jax.Array,
+    key: jax.Array,
+    segment_ids: jax.Array | None,
+) -> Choice:
+    """The kernel for one device's rows and heads."""
+    shape = context.on_blocks.shape
+    own_query = jax.ShapeDtypeStruct(shape(query.shape, _QUERY), query.dtype)
+    own_key = jax.ShapeDtypeStruct(shape(key.shape, _KEY), key.dtype)
+    call = call_of(own_query, own_key, form, _shared(segment_ids))
+    return choose_kernel(call, context.target or target_of(), context.wanted("attention"))[0]

@@ -4,13 +4,15 @@ A model names the *meaning* of its activations (`constrain(x, "batch", "sequence
 `ForwardContext` while tracing; without one, every hook is the identity and the model runs on a single device.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import jax
+
+from jaxscale.kernels.target import Target
 
 Axes = tuple[str | None, ...]
 BlockFunction = Callable[..., Any]
@@ -18,6 +20,40 @@ BlockFunction = Callable[..., Any]
 
 def _unplaced(array: jax.Array, _axes: Axes) -> jax.Array:
     return array
+
+
+class BlockHook(Protocol):
+    """How a product meets a mesh: on blocks that each device has, or gathers, whole.
+
+    operands: the logical axes of the dims of x, then of each weight (or activation, which has a `batch`); out: those of
+    the result. Rows stay where they are, `embed` of a weight is gathered, and what devices have summed in part is
+    summed over them.
+    """
+
+    def __call__(
+        self, function: BlockFunction, operands: Sequence[Axes], out: Axes
+    ) -> BlockFunction:
+        """The function on arrays of the whole mesh."""
+
+    def shape(self, shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:
+        """Sizes of a device's block of an array of the whole mesh."""
+
+
+class _Whole:
+    """One device: blocks are the arrays."""
+
+    def __call__(
+        self, function: BlockFunction, operands: Sequence[Axes], out: Axes
+    ) -> BlockFunction:
+        del operands, out
+        return function
+
+    def shape(self, shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:
+        del axes
+        return shape
+
+
+_WHOLE = _Whole()
 
 
 def _on_all_heads(function: BlockFunction) -> BlockFunction:
@@ -35,19 +71,29 @@ class ForwardContext:
     constrain: places an activation by its logical axes.
     wrap_block: applies the rematerialization policy to the scanned block.
     over_heads: runs a function (query, key, value, segment ids) on each device's own heads.
-    kernels: implementation by op name (`{"attention": "xla"}`); an op that is not named chooses for itself.
+    on_blocks: runs a function on each device's own blocks of its operands (see `BlockHook`).
+    kernels: implementation by op name (`{"attention": "xla"}`), or one word for all ops; see `wanted`.
     layer_unroll: layers traced per iteration of the layer scan.
     local: whether arrays are whole on one device, so that kernels may choose their layout.
     platform: `cpu`, `gpu` or `tpu`; None asks JAX for its default.
+    target: the same, and the kind of device.
     """
 
     constrain: Callable[[jax.Array, Axes], jax.Array] = _unplaced
     wrap_block: Callable[[BlockFunction], BlockFunction] = _keep_residuals
     over_heads: Callable[[BlockFunction], BlockFunction] = _on_all_heads
-    kernels: Mapping[str, str] = field(default_factory=dict)
+    on_blocks: "BlockHook" = _WHOLE
+    kernels: Mapping[str, str] | str = field(default_factory=dict)
     layer_unroll: int = 1
     local: bool = False
     platform: str | None = None
+    target: Target | None = None
+
+    def wanted(self, op: str) -> str:
+        """What the plan says of an op's kernels: `auto`, `xla`, `pallas`, or an implementation's name."""
+        if isinstance(self.kernels, str):
+            return self.kernels
+        return self.kernels.get(op, "auto")
 
 
 _PLAIN = ForwardContext()

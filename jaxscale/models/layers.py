@@ -13,9 +13,9 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from jaxscale.kernels.linear.api import linear
 from jaxscale.models.architecture import Architecture
-from jaxscale.models.context import constrain, forward_context
+from jaxscale.models.context import constrain
+from jaxscale.models.products import fused_mlp, project
 
 STANDARD_DEVIATION = 0.02
 # Intermediates of a block that a rematerialization policy can keep or offload, by name.
@@ -142,14 +142,6 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
-def project(
-    x: Float[Array, "batch sequence *inward"], weight: jax.Array, num_inward: int = 1
-) -> jax.Array:
-    """X times a weight over the last `num_inward` dims of x, in the form that suits the context."""
-    context = forward_context()
-    return linear(x, weight, num_inward=num_inward, local=context.local, platform=context.platform)
-
-
 class MLP(nnx.Module):
     """down(activation(gate x) * up x) (arXiv:2002.05202), or down(activation(up x)) without a gate."""
 
@@ -174,17 +166,22 @@ class MLP(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch sequence embed"]
     ) -> Float[Array, "batch sequence embed"]:
-        down = project(self._hidden(x), self.down[...])
+        if self.gated and not self.biased:
+            weights = self.gate[...], self.up[...], self.down[...]
+            fused = fused_mlp(x, *weights, self.activation)
+            if fused is not None:
+                return fused
+        down = project(self._hidden(x), self.down[...], ("mlp", "embed"))
         return down + self.down_bias[...] if self.biased else down
 
     def _hidden(self, x: jax.Array) -> jax.Array:
         activation = ACTIVATIONS[self.activation]
-        up = project(x, self.up[...])
+        up = project(x, self.up[...], ("embed", "mlp"))
         up = up + self.up_bias[...] if self.biased else up
         up = named(constrain(up, "batch", "sequence", "mlp"), "mlp_up")
         if not self.gated:
             return activation(up)
-        gate = constrain(project(x, self.gate[...]), "batch", "sequence", "mlp")
+        gate = constrain(project(x, self.gate[...], ("embed", "mlp")), "batch", "sequence", "mlp")
         return activation(named(gate, "mlp_gate")) * up
 
 

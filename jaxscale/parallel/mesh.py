@@ -91,6 +91,7 @@ def _wrong_size(plan: Plan, num_devices: int) -> str:
     if num_devices % rest == 0:
         fixes.append(f"plan.fsdp={num_devices // rest}")
     fixes.append(f"plan.data=1 plan.fsdp={num_devices} plan.tensor=1")
+    fixes.append("plan=auto, which lays the run out anew for what is attached")
     return (
         f"the plan's mesh {product} = {plan.num_devices} devices, but {num_devices} are attached; "
         f"these work: {'; '.join(dict.fromkeys(fixes))}"

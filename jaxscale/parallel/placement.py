@@ -9,8 +9,10 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxscale.config.plan import Plan
+from jaxscale.kernels.target import Target, target_of
 from jaxscale.models.context import Axes, ForwardContext
 from jaxscale.models.description import Description
+from jaxscale.parallel.blocks import Blocks
 from jaxscale.parallel.errors import PlacementError
 from jaxscale.parallel.pipeline.stages import StageLayout, stage_layout, stored_description
 from jaxscale.parallel.remat import wrap_block
@@ -55,7 +57,16 @@ class Placement:
     @property
     def platform(self) -> str:
         """`cpu`, `gpu` or `tpu`."""
-        return str(self.mesh.devices.flat[0].platform)
+        return self.target.platform
+
+    @property
+    def target(self) -> Target:
+        """What kernels are compiled for."""
+        return target_of(self.mesh)
+
+    def wanted(self, op: str) -> str:
+        """What the plan says of an op's kernels (see `ForwardContext.wanted`)."""
+        return ForwardContext(kernels=self.plan.kernels).wanted(op)
 
     @property
     def is_local(self) -> bool:
@@ -129,6 +140,8 @@ class Placement:
             layer_unroll=self._layer_unroll(),
             local=self.is_local,
             platform=self.platform,
+            target=self.target,
+            on_blocks=Blocks(self),
         )
 
     def over_heads(self, function: Callable[..., Any]) -> Callable[..., Any]:

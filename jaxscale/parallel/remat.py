@@ -7,6 +7,7 @@ import jax
 
 from jaxscale.config.plan import Remat
 from jaxscale.kernels.attention.residuals import is_residual
+from jaxscale.kernels.residuals import is_product
 from jaxscale.models.context import BlockFunction
 from jaxscale.models.traced_flops import inner_jaxprs
 from jaxscale.parallel.errors import PlacementError
@@ -24,7 +25,8 @@ def _is_block_input(primitive: Any, *_: Any, **parameters: Any) -> bool:
 _POLICIES: dict[Remat, Policy] = {
     "full": _policies.nothing_saveable,
     "dots": _policies.save_from_both_policies(
-        _policies.dots_with_no_batch_dims_saveable, is_residual
+        _policies.dots_with_no_batch_dims_saveable,
+        _policies.save_from_both_policies(is_product, is_residual),
     ),
     "minimal": is_residual,
     "offload": _policies.save_and_offload_only_these_names(

@@ -172,7 +172,7 @@ def test_calls_that_cannot_work_say_why(
 ) -> None:
     query, key = (jnp.zeros(shape) for shape in shapes)
     with pytest.raises(UserError, match=re.escape(message)):
-        attention(query, key, key, scale=1.0, platform="cpu", **keywords)
+        attention(query, key, key, scale=1.0, **keywords)
 
 
 def _blocked(

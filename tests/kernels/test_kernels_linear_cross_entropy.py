@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec
 from jaxscale.kernels.linear_cross_entropy.api import (
     LossOptions,
     LossSums,
+    Where,
     linear_cross_entropy,
     loss_and_gradients,
 )
@@ -127,7 +128,7 @@ def test_a_split_vocabulary_gives_the_same_loss_and_gradients(name: str) -> None
 
     def local(hidden: jax.Array, table: jax.Array, targets: jax.Array) -> object:
         sums, to_hidden, to_table = loss_and_gradients(
-            hidden, table, targets, options, 4, vocab_axis="tensor"
+            hidden, table, targets, options, 4, Where(vocab_axis="tensor")
         )
         over_rows = jax.tree.map(lambda x: jax.lax.psum(x, "data"), (sums, to_table))
         return over_rows[0], to_hidden, over_rows[1]

@@ -14,24 +14,26 @@ from jaxscale.checkpoint.rewrite import Progress as Report
 from jaxscale.checkpoint.rewrite import silent
 from jaxscale.telemetry.format import bytes_text
 
+_WIDE = 200
 _PLAN_KEYS = ("data", "fsdp", "context", "expert", "tensor", "pipeline", "microbatches", "remat")
 
 
 def print_list(listed: Sequence[Listed], console: Console | None = None) -> None:
     """One line a checkpoint, the newest last."""
-    table = _table("step", "arrays", "on disk", "metric", right={"step", "arrays", "on disk"})
+    right = {"step", "arrays", "on disk"}
+    table = _table("step", "arrays", "on disk", "metric", "what there is", right=right)
     for one in listed:
         metric = "" if one.metric is None else f"{one.metric[0]} {one.metric[1]:.4f}"
         words = one.problem or ", ".join(_group(group) for group in one.groups)
         count = sum(group.num_arrays for group in one.groups)
         table.add_row(f"{one.step:,}", str(count), bytes_text(one.bytes_on_disk), metric, words)
-    (console or Console()).print(table)
+    (console or _console()).print(table)
 
 
 def print_contents(contents: Contents, console: Console | None = None) -> None:
     """The tree with shapes, dtypes, bytes and blocks; then what the checkpoint says of itself."""
-    console = console or Console()
-    table = _table("array", "shape", "dtype", "bytes", "stored in blocks of", right={"bytes"})
+    console = console or _console()
+    table = _table("array", "shape", "dtype", "bytes", "in blocks of", right={"bytes"})
     for entry in contents.arrays:
         chunk = contents.chunks[entry.path]
         block = "one" if chunk == entry.shape else _shape(chunk)
@@ -114,8 +116,19 @@ def _shape(shape: Sequence[int]) -> str:
     return " x ".join(f"{size:,}" for size in shape) or "scalar"
 
 
+def _console() -> Console:
+    """Of a terminal's width; where nobody watches, wide enough for whatever is searched in it."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_WIDE)
+
+
 def _table(*names: str, right: set[str]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in names:
-        table.add_column(name, justify="right" if name in right else "left", overflow="fold")
+        table.add_column(
+            name,
+            justify="right" if name in right else "left",
+            overflow="fold",
+            no_wrap=name == "array",
+        )
     return table

@@ -1,21 +1,25 @@
 """Causal attention: which implementation runs, and the call."""
 
-from collections.abc import Mapping
+from pathlib import Path
 
-import jax
 from jaxtyping import Array, Float
 
 from jaxscale.kernels.attention import cudnn
+from jaxscale.kernels.attention.call import IMPLEMENTATIONS, AttentionCall, call_of
 from jaxscale.kernels.attention.decode import decode_attention
 from jaxscale.kernels.attention.form import Form, SegmentIds, check_shapes
 from jaxscale.kernels.attention.reference import reference_attention
 from jaxscale.kernels.attention.residuals import residual
 from jaxscale.kernels.attention.xla import Tiling, blocked_attention
-from jaxscale.kernels.choice import Choice, first_willing, named
+from jaxscale.kernels.choice import Choice
+from jaxscale.kernels.local import check_local
+from jaxscale.kernels.registry import choose
+from jaxscale.kernels.target import Target, asked_for, target_of
+from jaxscale.kernels.tuning import read
 
-__all__ = ["SegmentIds", "attention", "choose", "decode_attention"]
+__all__ = ["TUNING", "SegmentIds", "attention", "choose_kernel", "decode_attention"]
 
-_ORDER = {"gpu": ("cudnn", "xla")}
+TUNING = Path(__file__).parent / "tuning"
 
 
 def attention(
@@ -28,57 +32,48 @@ def attention(
     window: int | None = None,
     softcap: float | None = None,
     query_offset: int = 0,
-    implementation: str = "auto",
+    implementation: str | Choice = "auto",
     local: bool = False,
-    platform: str | None = None,
+    target: Target | None = None,
 ) -> Float[Array, "batch sequence heads head_dim"]:
     """Causal softmax attention; query head n reads key head n // (heads / kv_heads).
 
     segment_ids: documents of the queries, and of the keys where they differ (None: the same). A query sees keys of its
     own document only; one that sees none gets zeros, and passes no gradient on.
-    window, softcap, query_offset: see `Form`. platform: `jax.default_backend()` unless given.
+    window, softcap, query_offset: see `Form`. target: that of this process's devices unless given.
     local: the arrays are this device's own (one device, or inside `shard_map`), so that layouts may be pinned.
-    implementation: "auto", or a name that `choose` knows. Raises UserError for shapes that do not fit together, and for
-    a named implementation that does not exist or declines.
+    implementation: what is wanted, or already chosen (see `choose_kernel`). Raises UserError for shapes that do not
+    fit together, for a named implementation that does not exist or declines, and for a Pallas kernel on arrays of a
+    whole mesh.
     """
     form = Form(scale=scale, window=window, softcap=softcap, query_offset=query_offset)
     check_shapes(query, key, value, form)
-    choice = choose(
-        query,
-        key,
-        form,
-        packed=segment_ids is not None,
-        implementation=implementation,
-        platform=platform,
-    )
+    call = call_of(query, key, form, segment_ids)
+    if isinstance(implementation, Choice):
+        choice, target = implementation, implementation.target or target or target_of()
+    else:
+        choice, target = choose_kernel(call, target or target_of(), implementation)
+    if choice.name == "pallas_splash":
+        from jaxscale.kernels.attention.pallas_splash import BLOCK, splash_attention
+
+        check_local("attention", query, key, value)
+        block = choice.config.get("block", BLOCK)
+        return splash_attention(query, key, value, segment_ids, form, target, block=block)
     if choice.name == "cudnn":
         return cudnn.cudnn_attention(query, key, value, form)
     if choice.name == "reference":
         return residual(reference_attention(query, key, value, segment_ids, form))
-    on_cpu = (platform or jax.default_backend()) == "cpu"
-    tiling = Tiling(pin_layouts=local and on_cpu)
+    tiling = Tiling(pin_layouts=local and target.platform == "cpu")
     return blocked_attention(query, key, value, segment_ids, form, tiling)
 
 
-def choose(
-    query: jax.Array | jax.ShapeDtypeStruct,
-    key: jax.Array | jax.ShapeDtypeStruct,
-    form: Form,
-    *,
-    packed: bool = False,
-    implementation: str = "auto",
-    platform: str | None = None,
-) -> Choice:
-    """The implementation that `attention` runs for such arrays, and why not the others.
+def choose_kernel(
+    call: AttentionCall, target: Target, wanted: str = "auto"
+) -> tuple[Choice, Target]:
+    """What runs a call, why not the others, and on which target (another one where an interpreter is wanted).
 
-    packed: whether there are segment ids. "xla" is taken wherever "cudnn" declines; "reference" only when asked for.
+    wanted: see `registry.choose`, `interpret_tpu` beside. "reference" runs only when asked for. Raises UserError as
+    `choose` does.
     """
-    platform = platform or jax.default_backend()
-    reasons: Mapping[str, str | None] = {
-        "cudnn": cudnn.reason_to_decline(query, key, form, packed=packed, platform=platform),
-        "xla": None,
-        "reference": None,
-    }
-    if implementation == "auto":
-        return first_willing("attention", _ORDER.get(platform, ("xla",)), reasons)
-    return named("attention", implementation, reasons)
+    target, wanted = asked_for(target, wanted)
+    return choose("attention", IMPLEMENTATIONS, target, call, wanted, read(TUNING)), target

@@ -5,32 +5,76 @@ takes three matrix products a chunk; the backward pass only scales it. `loss_fro
 chunked one is tested against.
 """
 
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxscale.kernels.choice import Choice
 from jaxscale.kernels.layout import transposed_copy
+from jaxscale.kernels.linear_cross_entropy.form import IMPLEMENTATIONS, LossCall
 from jaxscale.kernels.linear_cross_entropy.logits import (
+    Logits,
+    RowSums,
     VocabAxis,
+    first_column,
+    logits_gradient,
     loss_sums,
-    loss_sums_and_gradient,
+    over_devices,
+    real_vocab,
+    row_sums,
 )
 from jaxscale.kernels.linear_cross_entropy.sums import LossOptions, LossSums
+from jaxscale.kernels.local import check_local
+from jaxscale.kernels.registry import choose
+from jaxscale.kernels.target import Target, asked_for, target_of
+from jaxscale.kernels.tuning import read
 
 Hidden = Float[Array, "*rows embed"]
 Table = Float[Array, "vocab embed"]
 Targets = Int[Array, "*rows"]
 
+TUNING = Path(__file__).parent / "tuning"
+
 __all__ = [
+    "TUNING",
     "LossOptions",
     "LossSums",
+    "Where",
+    "choose_kernel",
     "linear_cross_entropy",
     "loss_and_gradients",
     "loss_from_logits",
 ]
+
+
+@dataclass(frozen=True)
+class Where:
+    """vocab_axis: mesh axes over which the table's rows are split, inside `shard_map`. kernels: see `choose_kernel`.
+
+    target: what is compiled for; this process's devices unless given.
+    """
+
+    vocab_axis: VocabAxis = None
+    target: Target | None = None
+    kernels: str = "auto"
+
+
+_HERE = Where()
+
+
+def choose_kernel(call: LossCall, target: Target, wanted: str = "auto") -> tuple[Choice, Target]:
+    """What forms the logits and their sums, and on which target (another one where an interpreter is wanted).
+
+    wanted: see `registry.choose`, `interpret_tpu` beside. Raises UserError as `choose` does.
+    """
+    target, wanted = asked_for(target, wanted)
+    choice = choose("linear_cross_entropy", IMPLEMENTATIONS, target, call, wanted, read(TUNING))
+    return choice, target
 
 
 def loss_from_logits(
@@ -38,29 +82,30 @@ def loss_from_logits(
 ) -> LossSums:
     """The plain loss of logits that exist, in fp32 (in their own dtype where it is wider)."""
     wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    return loss_sums(wide.reshape(-1, wide.shape[-1]), targets.reshape(-1), options)
+    flat, wanted = wide.reshape(-1, wide.shape[-1]), targets.reshape(-1)
+    vocab_size = real_vocab(wide.shape[-1], options, None)
+    return loss_sums(row_sums(flat, wanted, options), wanted, options, vocab_size)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def linear_cross_entropy(
     hidden: Hidden,
     table: Table,
     targets: Targets,
     options: LossOptions,
     chunk_tokens: int,
-    vocab_axis: VocabAxis = None,
-    platform: str | None = None,
+    where: Where = _HERE,
 ) -> LossSums:
     """Loss sums of logits = hidden @ table.T against targets.
 
-    vocab_axis: mesh axes over which the table's rows are split, inside `shard_map`. Differentiable in `hidden` and
-    `table` through `loss_sum` alone: the other sums are statistics. platform: `jax.default_backend()` unless given.
+    Differentiable in `hidden` and `table` through `loss_sum` alone: the other sums are statistics. chunk_tokens: the
+    most tokens whose logits exist at one time. Pallas kernels need a device's own arrays, or raise UserError.
     """
-    del platform  # Only the gradient's products have a layout to choose.
+    form = _form("sums", hidden, table, options, chunk_tokens, where)
 
     def add(total: LossSums, chunk: tuple[jax.Array, jax.Array]) -> tuple[LossSums, None]:
         states, wanted = chunk
-        sums = loss_sums(_logits(states, table), wanted, options, vocab_axis)
+        sums = form.sums(form.logits_and_rows(states, table, wanted)[1], wanted)
         return jax.tree.map(jnp.add, total, sums), None
 
     return jax.lax.scan(add, _no_loss(hidden), _chunks(hidden, targets, options, chunk_tokens))[0]
@@ -72,19 +117,24 @@ def loss_and_gradients(
     targets: Targets,
     options: LossOptions,
     chunk_tokens: int,
-    vocab_axis: VocabAxis = None,
-    platform: str | None = None,
+    where: Where = _HERE,
 ) -> tuple[LossSums, Hidden, Table]:
     """The loss sums, and the gradient of `loss_sum` by `hidden` (whole) and by this device's rows of `table` (fp32).
 
     All arrays are this device's own: one device, or inside `shard_map`.
     """
-    pin_layouts = (platform or jax.default_backend()) == "cpu"
+    form, vocab_axis = (
+        _form("logits", hidden, table, options, chunk_tokens, where),
+        where.vocab_axis,
+    )
+    pin_layouts = form.target.platform == "cpu"
 
     def add(carry: Any, chunk: tuple[jax.Array, jax.Array]) -> tuple[Any, jax.Array]:
         total, to_table = carry
         states, wanted = chunk
-        sums, gradient = loss_sums_and_gradient(_logits(states, table), wanted, options, vocab_axis)
+        logits, rows = form.logits_and_rows(states, table, wanted)
+        assert logits is not None
+        gradient = logits_gradient(logits, rows, wanted, options, vocab_axis)
         gradient = gradient.astype(hidden.dtype)
         turned = transposed_copy(states) if pin_layouts else states.T
         to_table += jnp.einsum("et,tv->ev", turned, gradient, preferred_element_type=to_table.dtype)
@@ -92,7 +142,7 @@ def loss_and_gradients(
         to_states = to_states.astype(hidden.dtype)
         if vocab_axis is not None:
             to_states = jax.lax.psum(to_states, vocab_axis)
-        return (jax.tree.map(jnp.add, total, sums), to_table), to_states
+        return (jax.tree.map(jnp.add, total, form.sums(rows, wanted)), to_table), to_states
 
     start = _no_loss(hidden), jnp.zeros(table.shape[::-1], _wide(table))
     chunks = _chunks(hidden, targets, options, chunk_tokens)
@@ -111,20 +161,16 @@ def _remember(
     targets: Targets,
     options: LossOptions,
     chunk_tokens: int,
-    vocab_axis: VocabAxis,
-    platform: str | None,
+    where: Where,
 ) -> tuple[LossSums, tuple[Hidden, Table]]:
-    sums, *gradients = loss_and_gradients(
-        hidden, table, targets, options, chunk_tokens, vocab_axis, platform
-    )
+    sums, *gradients = loss_and_gradients(hidden, table, targets, options, chunk_tokens, where)
     return sums, (gradients[0], gradients[1].astype(table.dtype))
 
 
 def _scale(
     _options: LossOptions,
     _chunk_tokens: int,
-    _vocab_axis: VocabAxis,
-    _platform: str | None,
+    _where: Where,
     gradients: tuple[Hidden, Table],
     cotangent: LossSums,
 ) -> tuple[Hidden, Table, None]:
@@ -135,6 +181,54 @@ def _scale(
 
 
 linear_cross_entropy.defvjp(_remember, _scale)
+
+
+@dataclass(frozen=True)
+class _Form:
+    """One chunk's logits and sums, by the kernel chosen for them."""
+
+    choice: Choice
+    target: Target
+    options: LossOptions
+    vocab_axis: VocabAxis
+    vocab_size: int
+    keep_logits: bool
+
+    def logits_and_rows(
+        self, states: Float[Array, "tokens embed"], table: Table, targets: Int[Array, " tokens"]
+    ) -> tuple[Logits | None, RowSums]:
+        if self.choice.name == "xla":
+            logits = _logits(states, table)
+            return logits, row_sums(logits, targets, self.options, self.vocab_axis)
+        from jaxscale.kernels.linear_cross_entropy import pallas_tpu
+
+        kept, sums = pallas_tpu.logits_and_sums(
+            states,
+            table,
+            targets,
+            self.options,
+            self.target,
+            pallas_tpu.TILES.updated(self.choice.config),
+            first_column=first_column(table.shape[0], self.vocab_axis),
+            real_vocab=self.vocab_size,
+            keep_logits=self.keep_logits,
+        )
+        return kept, over_devices(sums, self.vocab_axis)
+
+    def sums(self, rows: RowSums, targets: Int[Array, " tokens"]) -> LossSums:
+        return loss_sums(rows, targets, self.options, self.vocab_size)
+
+
+def _form(
+    layout: str, hidden: Hidden, table: Table, options: LossOptions, chunk_tokens: int, where: Where
+) -> _Form:
+    tokens = min(chunk_tokens, hidden.size // hidden.shape[-1])
+    call = LossCall(layout, hidden.dtype.name, tokens, hidden.shape[-1], table.shape[0])
+    choice, target = choose_kernel(call, where.target or target_of(), where.kernels)
+    if choice.name != "xla":
+        check_local("linear_cross_entropy", hidden, table)
+    vocab_size = real_vocab(table.shape[0], options, where.vocab_axis)
+    return _Form(choice, target, options, where.vocab_axis, vocab_size, layout == "logits")
 
 
 def _logits(states: Float[Array, "tokens embed"], table: Table) -> Float[Array, "tokens vocab"]:

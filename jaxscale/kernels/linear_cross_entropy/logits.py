@@ -1,10 +1,11 @@
-"""Loss and its gradient on the logits of some tokens: the arithmetic that the plain and the chunked loss share.
+"""Loss and its gradient on the logits of some tokens: the arithmetic that every form of the loss shares.
 
 With the vocabulary split over a mesh axis each device holds its own columns, and the sums over the vocabulary are sums
 over devices too.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,100 +14,120 @@ from jaxtyping import Array, Float, Int
 from jaxscale.kernels.linear_cross_entropy.sums import LossOptions, LossSums
 
 VocabAxis = str | tuple[str, ...] | None
+Logits = Float[Array, "tokens vocab"]
+Targets = Int[Array, " tokens"]
+PerToken = Float[Array, " tokens"]
+
+# Stands for minus infinity: the highest logit of a device that holds padding only.
+MASKED = -1e30
 
 
-class _Terms(NamedTuple):
-    capped: jax.Array
-    probabilities: jax.Array
-    is_target: jax.Array
-    is_real: jax.Array
-    log_normalizer: jax.Array
-    valid: jax.Array
-    vocab_size: jax.Array | int
+class RowSums(NamedTuple):
+    """Of each token's logits, after their soft-cap: what the loss needs to know of them.
+
+    highest; normalizer: the sum of exp(logit - highest); at_target: the target's (0 without one); total: their sum, 0
+    where nothing is smoothed.
+    """
+
+    highest: PerToken
+    normalizer: PerToken
+    at_target: PerToken
+    total: PerToken
+
+    @property
+    def log_normalizer(self) -> PerToken:
+        return self.highest + jnp.log(self.normalizer)
 
 
-def loss_sums(
-    logits: Float[Array, "tokens vocab"],
-    targets: Int[Array, " tokens"],
+def row_sums(
+    logits: Logits, targets: Targets, options: LossOptions, vocab_axis: VocabAxis = None
+) -> RowSums:
+    """Of fp32 (or wider) logits before their soft-cap, over the whole vocabulary."""
+    columns, vocab_size = _columns(logits.shape[1], options, vocab_axis)
+    is_real = columns < vocab_size
+    capped = cap(logits, options.softcap)
+    masked = jnp.where(is_real, capped, -jnp.inf)
+    highest = _over(vocab_axis, jax.lax.pmax, masked.max(axis=1))
+    normalizer = jnp.exp(masked - highest[:, None]).sum(axis=1)
+    at_target = jnp.where(columns == targets[:, None], capped, 0).sum(axis=1)
+    total = jnp.zeros_like(at_target)
+    if options.label_smoothing:
+        total = jnp.where(is_real, capped, 0).sum(axis=1)
+    return RowSums(highest, *_over(vocab_axis, jax.lax.psum, (normalizer, at_target, total)))
+
+
+def over_devices(sums: RowSums, vocab_axis: VocabAxis) -> RowSums:
+    """Sums of each device's own columns, put together."""
+    if vocab_axis is None:
+        return sums
+    highest = jax.lax.pmax(sums.highest, vocab_axis)
+    rescaled = sums.normalizer * jnp.exp(sums.highest - highest)
+    return RowSums(highest, *jax.lax.psum((rescaled, sums.at_target, sums.total), vocab_axis))
+
+
+def loss_sums(sums: RowSums, targets: Targets, options: LossOptions, vocab_size: int) -> LossSums:
+    """Sums over tokens. vocab_size: `real_vocab` of the whole table."""
+    log_normalizer, valid = sums.log_normalizer, targets != options.ignore
+    nll = log_normalizer - sums.at_target
+    loss = nll + options.z_loss * jnp.square(log_normalizer)
+    if options.label_smoothing:
+        loss += options.label_smoothing * (sums.at_target - sums.total / vocab_size)
+    return LossSums(
+        loss_sum=jnp.where(valid, loss, 0).sum(),
+        nll_sum=jnp.where(valid, nll, 0).sum(),
+        weight=valid.sum().astype(loss.dtype),
+    )
+
+
+def logits_gradient(
+    logits: Logits,
+    sums: RowSums,
+    targets: Targets,
     options: LossOptions,
     vocab_axis: VocabAxis = None,
-) -> LossSums:
-    """Loss sums of fp32 (or wider) logits, before their soft-cap."""
-    return _sums(_terms(logits, targets, options, vocab_axis), options, vocab_axis)
-
-
-def loss_sums_and_gradient(
-    logits: Float[Array, "tokens vocab"],
-    targets: Int[Array, " tokens"],
-    options: LossOptions,
-    vocab_axis: VocabAxis = None,
-) -> tuple[LossSums, Float[Array, "tokens vocab"]]:
-    """The same, and the gradient of `loss_sum` by the logits.
+) -> Logits:
+    """Gradient of `loss_sum` by this device's logits.
 
     d loss / d logit = p (1 + 2 z log Z) - (1 - s) [target] - s / V, through the soft-cap: times 1 - (capped / cap)^2.
     """
-    terms = _terms(logits, targets, options, vocab_axis)
-    gradient = terms.probabilities * (1 + 2 * options.z_loss * terms.log_normalizer)[:, None]
-    gradient -= terms.is_target * (1 - options.label_smoothing)
-    gradient -= terms.is_real * (options.label_smoothing / terms.vocab_size)
-    if options.softcap is not None:
-        gradient *= 1 - jnp.square(terms.capped / options.softcap)
-    gradient = jnp.where(terms.valid[:, None] & terms.is_real, gradient, 0)
-    return _sums(terms, options, vocab_axis), gradient
-
-
-def _terms(logits: jax.Array, targets: jax.Array, options: LossOptions, axis: VocabAxis) -> _Terms:
-    columns, vocab_size = _columns(logits.shape[1], options, axis)
+    columns, vocab_size = _columns(logits.shape[1], options, vocab_axis)
     is_real = columns < vocab_size
-    capped = logits if options.softcap is None else _cap(logits, options.softcap)
+    capped = cap(logits, options.softcap)
     masked = jnp.where(is_real, capped, -jnp.inf)
-    highest = _over(axis, jax.lax.pmax, masked.max(axis=1))
-    exponentials = jnp.exp(masked - highest[:, None])
-    normalizer = _over(axis, jax.lax.psum, exponentials.sum(axis=1))
-    return _Terms(
-        capped=capped,
-        probabilities=exponentials / normalizer[:, None],
-        is_target=columns == targets[:, None],
-        is_real=is_real,
-        log_normalizer=highest + jnp.log(normalizer),
-        valid=targets != options.ignore,
-        vocab_size=vocab_size,
-    )
+    probabilities = jnp.exp(masked - sums.highest[:, None]) / sums.normalizer[:, None]
+    gradient = probabilities * (1 + 2 * options.z_loss * sums.log_normalizer)[:, None]
+    gradient -= (columns == targets[:, None]) * (1 - options.label_smoothing)
+    gradient -= is_real * (options.label_smoothing / vocab_size)
+    if options.softcap is not None:
+        gradient *= 1 - jnp.square(capped / options.softcap)
+    valid = targets != options.ignore
+    return jnp.where(valid[:, None] & is_real, gradient, 0)
 
 
-def _sums(terms: _Terms, options: LossOptions, axis: VocabAxis) -> LossSums:
-    at_target = _over(axis, jax.lax.psum, jnp.where(terms.is_target, terms.capped, 0).sum(axis=1))
-    nll = terms.log_normalizer - at_target
-    loss = nll + options.z_loss * jnp.square(terms.log_normalizer)
-    if options.label_smoothing:
-        total = _over(axis, jax.lax.psum, jnp.where(terms.is_real, terms.capped, 0).sum(axis=1))
-        loss += options.label_smoothing * (at_target - total / terms.vocab_size)
-    return LossSums(
-        loss_sum=jnp.where(terms.valid, loss, 0).sum(),
-        nll_sum=jnp.where(terms.valid, nll, 0).sum(),
-        weight=terms.valid.sum().astype(loss.dtype),
-    )
+def real_vocab(width: int, options: LossOptions, axis: VocabAxis) -> int:
+    """Number of token ids that are not padding, where a device holds `width` columns."""
+    if options.num_real_vocab is not None:
+        return options.num_real_vocab
+    return width if axis is None else width * int(jax.lax.psum(1, axis))
+
+
+def first_column(width: int, axis: VocabAxis) -> Int[Array, ""]:
+    """The token id of this device's first column."""
+    if axis is None:
+        return jnp.zeros((), jnp.int32)
+    return (jax.lax.axis_index(axis) * width).astype(jnp.int32)
+
+
+def cap(logits: jax.Array, softcap: float | None) -> jax.Array:
+    return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
 
 
 def _columns(
     width: int, options: LossOptions, axis: VocabAxis
 ) -> tuple[Int[Array, "1 vocab"], int]:
     """The token ids of this device's columns, and the number of ids that are not padding."""
-    columns = jnp.arange(width)[None]
-    if axis is None:
-        return columns, options.num_real_vocab or width
-    whole = width * int(jax.lax.psum(1, axis))
-    return columns + jax.lax.axis_index(axis) * width, options.num_real_vocab or whole
+    return jnp.arange(width)[None] + first_column(width, axis), real_vocab(width, options, axis)
 
 
-def _cap(logits: jax.Array, cap: float) -> jax.Array:
-    return cap * jnp.tanh(logits / cap)
-
-
-def _over(axis: VocabAxis, reduce: object, value: jax.Array) -> jax.Array:
-    if axis is None:
-        return value
-    assert callable(reduce)
-    reduced = reduce(value, axis)
-    assert isinstance(reduced, jax.Array)
-    return reduced
+def _over(axis: VocabAxis, reduce: Callable[..., Any], values: Any) -> Any:
+    return values if axis is None else reduce(values, axis)

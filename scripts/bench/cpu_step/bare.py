@@ -7,8 +7,8 @@ import shape
 from jaxtyping import Array, Float, Int
 
 from jaxscale.kernels.attention.api import attention
-from jaxscale.kernels.linear.api import linear
 from jaxscale.kernels.linear_cross_entropy.api import LossOptions, linear_cross_entropy
+from jaxscale.kernels.matmul.xla import linear
 
 Weights = dict[str, jax.Array]
 Stream = Float[Array, "batch sequence embed"]

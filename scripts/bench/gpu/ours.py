@@ -31,8 +31,10 @@ from variants import (
 
 from jaxscale.config.plan import Plan
 from jaxscale.config.run_sections import TrainingSection
-from jaxscale.kernels.attention.api import choose
+from jaxscale.kernels.attention.api import choose_kernel
+from jaxscale.kernels.attention.call import AttentionCall
 from jaxscale.kernels.attention.form import Form
+from jaxscale.kernels.target import target_of
 from jaxscale.models.build import model_builder
 from jaxscale.models.description import Blueprint, blueprint
 from jaxscale.parallel.mesh import make_mesh
@@ -142,14 +144,19 @@ class Trainer:
         arch = self.size.architecture()
         dtype = compute_dtype(self.placement.plan.precision, self.placement.platform)
         rows, length, dim = self.variant.rows, self.size.sequence, arch.head_dim
-        chosen = choose(
-            jax.ShapeDtypeStruct((rows, length, arch.num_heads, dim), dtype),
-            jax.ShapeDtypeStruct((rows, length, arch.num_kv_heads, dim), dtype),
+        call = AttentionCall(
+            dtype.name,
+            rows,
+            length,
+            length,
+            arch.num_heads,
+            arch.num_kv_heads,
+            dim,
             Form(scale=arch.attention_scale),
-            packed=self.variant.documents == "packed",
-            implementation=self.variant.attention,
-            platform=self.placement.platform,
+            "shared" if self.variant.documents == "packed" else "none",
         )
+        target = target_of(self.placement.mesh)
+        chosen, _ = choose_kernel(call, target, self.variant.attention)
         return f"attention {chosen}"
 
 

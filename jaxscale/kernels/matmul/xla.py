@@ -1,4 +1,4 @@
-"""A product of activations with a weight, in the form that each backend computes fastest."""
+"""A product of activations with a weight, in the form that XLA computes fastest on each backend."""
 
 import math
 from functools import partial

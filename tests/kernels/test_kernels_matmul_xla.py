@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxscale.kernels.linear.api import linear
+from jaxscale.kernels.matmul.xla import linear
 
 # Product, equation, shapes of activations and weight, and the number of dims summed over.
 CASES = {

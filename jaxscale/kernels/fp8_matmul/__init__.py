@@ -1,0 +1,1 @@
+"""Products in eight bits: operands are scaled into the range of fp8, multiplied, and scaled back."""
