@@ -8,6 +8,7 @@ import yaml
 from pydantic import ValidationError
 
 from jaxscale.checkpoint.layout import listed_steps
+from jaxscale.checkpoint.locate import checkpoints_below
 from jaxscale.config.plan import Plan
 from jaxscale.config.run import RunConfig
 from jaxscale.errors import UserError
@@ -151,7 +152,7 @@ def _kept(run: _Run, say: Say) -> Chosen | None:
 def _plan_before(directory: Path) -> Plan | None:
     """The plan that a run with checkpoints was laid out by; a run without any starts anew."""
     path = directory / "plan.yaml"
-    if not path.is_file() or not listed_steps(directory / "checkpoints"):
+    if not path.is_file() or not listed_steps(checkpoints_below(directory)):
         return None
     try:
         return Plan.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
@@ -162,12 +163,27 @@ def _plan_before(directory: Path) -> Plan | None:
 def _proposed(run: _Run, say: Say) -> Chosen:
     proposal = propose(run.problem, run.given, run.runs)
     if proposal is None:
+        _say_what_divides(run, say)
         # No mesh divides: this says which numbers do not.
         return Chosen(choose_plan(run.config, run.model))
     say(f"plan: {_words(run.problem.cluster, proposal)}")
     if proposal.warning:
         say(f"warning: {proposal.warning}")
     return _chosen(run, proposal.plan, proposal.prediction, "the planner")
+
+
+def _say_what_divides(run: _Run, say: Say) -> None:
+    """Of a run that goes on: another batch would be another run, so it is the devices that have to be other ones."""
+    batch, attached = run.config.training.global_batch, run.problem.cluster.num_devices
+    if _plan_before(run.directory) is None or batch % attached == 0:
+        return
+    fewer = max(count for count in range(1, attached) if batch % count == 0)
+    more = next((count for count in range(attached + 1, batch + 1) if batch % count == 0), fewer)
+    counts = " or ".join(str(count) for count in dict.fromkeys((fewer, more)))
+    say(
+        f"plan: a batch of {batch} sequences does not divide over {attached} devices. To go on with the same batches, "
+        f"start the run on {counts} of them"
+    )
 
 
 def _words(cluster: Cluster, proposal: Proposal) -> str:
@@ -195,7 +211,7 @@ def _chosen(run: _Run, plan: Plan, prediction: Prediction, chosen_by: str) -> Ch
 
 def _since_step(directory: Path, plan: Plan) -> int:
     """The step behind which this plan runs: of a plan that the run has already, that which it began at."""
-    steps = listed_steps(directory / "checkpoints")
+    steps = listed_steps(checkpoints_below(directory))
     if not steps:
         return 0
     try:

@@ -1,24 +1,27 @@
 """`jaxscale checkpoint`: what is in checkpoints, whether they are whole, and copies of them that differ."""
 
 import json
-import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from jaxscale.cli.amounts import parse_option
 from jaxscale.errors import UserError
 
 if TYPE_CHECKING:
     from jaxscale.checkpoint.locate import Located
+    from jaxscale.checkpoint.places import Place
     from jaxscale.checkpoint.rewrite import Change, Rewritten
 
 EXIT_DAMAGED = 2
-# What of a run directory a copy of one of its checkpoints needs to be evaluated, sampled and exported.
-_RUN_FILES = ("config.yaml", "plan.yaml", "environment.json")
 
-Source = Annotated[Path, typer.Argument(help="run directory, or one checkpoint of it")]
-Out = Annotated[Path, typer.Argument(help="directory to make: a run with this checkpoint alone")]
+Source = Annotated[
+    str, typer.Argument(help="run directory, or one checkpoint of it; local, gs://, s3://")
+]
+Out = Annotated[
+    str,
+    typer.Argument(help="run directory to make, with this checkpoint alone; local, gs://, s3://"),
+]
 Step = Annotated[int | None, typer.Option(help="checkpoint (default: the newest)")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
@@ -29,7 +32,9 @@ app = typer.Typer(
 
 @app.command("ls")
 def list_all(
-    run: Annotated[Path, typer.Argument(help="run directory, or its checkpoints folder")],
+    run: Annotated[
+        str, typer.Argument(help="run directory, or its checkpoints folder; local, gs://, s3://")
+    ],
     as_json: AsJson = False,
 ) -> None:
     """List checkpoints: step, what they hold, bytes."""
@@ -64,9 +69,10 @@ def verify(
     from jaxscale.checkpoint import layout
     from jaxscale.checkpoint.integrity import find_problems
     from jaxscale.checkpoint.locate import find_checkpoints, locate
+    from jaxscale.checkpoint.places import open_place
 
     directory = find_checkpoints(source)
-    one = step is not None or source.absolute().parent == directory
+    one = step is not None or open_place(source).absolute().parent == directory
     steps = [locate(source, step).step] if one else layout.listed_steps(directory)
     found = {step: find_problems(directory / str(step)) for step in steps}
     if as_json:
@@ -96,8 +102,8 @@ def reshard(
     from jaxscale.checkpoint.rewrite import Change
 
     change = Change(
-        chunk_bytes=_bytes(chunk_size, "--chunk-size"),
-        file_bytes=_bytes(file_size, "--file-size"),
+        chunk_bytes=parse_option(chunk_size, "--chunk-size"),
+        file_bytes=parse_option(file_size, "--file-size"),
     )
     _copy_changed(source, step, out, change)
 
@@ -106,7 +112,8 @@ def reshard(
 def prune(
     source: Source,
     out: Annotated[
-        Path | None, typer.Argument(help="directory to make", show_default=False)
+        str | None,
+        typer.Argument(help="run directory to make; local, gs://, s3://", show_default=False),
     ] = None,
     step: Step = None,
     in_place: Annotated[
@@ -145,19 +152,22 @@ def convert(
     _copy_changed(source, step, out, change)
 
 
-def _copy_changed(source: Path, step: int | None, out: Path, change: "Change") -> None:
-    from jaxscale.checkpoint.locate import CHECKPOINTS_FOLDER, locate
+def _copy_changed(source: str, step: int | None, out: str, change: "Change") -> None:
+    from jaxscale.checkpoint.locate import CHECKPOINTS_FOLDER, copy_run_files, locate
+    from jaxscale.checkpoint.places import check_reachable, open_place
 
-    located = locate(source, step)
-    if out.exists() and not (out / CHECKPOINTS_FOLDER).is_dir() and _is_occupied(out):
+    located, target = locate(source, step), open_place(out)
+    check_reachable(target)
+    if target.exists() and not (target / CHECKPOINTS_FOLDER).is_dir() and _is_occupied(target):
         raise UserError(f"{out} is there and has no checkpoints: name a directory to make")
-    made = _rewrite(located, out / CHECKPOINTS_FOLDER, change)
-    _copy_run_files(located, out)
+    made = _rewrite(located, target / CHECKPOINTS_FOLDER, change)
+    if located.run is not None:
+        copy_run_files(located.run, target)
     _report(made)
 
 
 def _rewrite(
-    located: "Located", directory: Path, change: "Change", *, in_place: bool = False
+    located: "Located", directory: "Place", change: "Change", *, in_place: bool = False
 ) -> "Rewritten":
     from jaxscale.checkpoint.manifest import read_manifest
     from jaxscale.checkpoint.rewrite import rewrite
@@ -183,28 +193,8 @@ def _report(made: "Rewritten") -> None:
         typer.echo(f"{count:,} values became infinite in {', '.join(sorted(made.overflows))}")
 
 
-def _copy_run_files(located: "Located", out: Path) -> None:
-    """The copy as a run of its own; nothing where the source is a checkpoint without a run."""
-    if located.run is None:
-        return
-    for name in _RUN_FILES:
-        if (located.run / name).is_file() and not (out / name).exists():
-            shutil.copyfile(located.run / name, out / name)
-    if (located.run / "tokenizer").is_dir():
-        shutil.copytree(located.run / "tokenizer", out / "tokenizer", dirs_exist_ok=True)
-
-
-def _is_occupied(path: Path) -> bool:
+def _is_occupied(path: "Place") -> bool:
     return not path.is_dir() or any(path.iterdir())
-
-
-def _bytes(text: str, option: str) -> int:
-    from jaxscale.hardware.units import parse_bytes
-
-    try:
-        return int(parse_bytes(text))
-    except UserError as error:
-        raise UserError(f"{option} {text!r}: {error}") from error
 
 
 def _print_json(values: Any) -> None:

@@ -14,9 +14,20 @@ def describe(
         int | None,
         typer.Option(min=1, help="tokens, for the FLOPs (default: the run's, or max_positions)"),
     ] = None,
+    kernels_on: Annotated[
+        str | None,
+        typer.Option(
+            help="instead: the kernels that a run's step takes on a cluster (h200:8, v5p:4x4x4)"
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Print the parameter tree with its logical axes, counts, bytes, and FLOPs per token with the formula."""
+    if kernels_on is not None:
+        from jaxscale.cli.kernel_table import show_kernels
+
+        show_kernels(config, overrides or [], kernels_on, as_json)
+        return
     from jaxscale.config.loading import load_model
 
     section, length = load_model(config, overrides or [])

@@ -1,12 +1,11 @@
 """`jaxscale export`: a trained model in the formats that others read."""
 
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jaxscale.errors import UserError
+from jaxscale.cli.amounts import parse_option
 
 if TYPE_CHECKING:
     from jaxscale.interop.export_job import Exported
@@ -27,7 +26,9 @@ class Weights(StrEnum):
 
 
 def export(
-    source: Annotated[Path, typer.Argument(help="run directory, or one checkpoint of it")],
+    source: Annotated[
+        str, typer.Argument(help="run directory, or one checkpoint of it; local, gs://, s3://")
+    ],
     out: Annotated[str, typer.Argument(help="directory to make; local, gs://, s3://")],
     to: Annotated[
         Format, typer.Option(help="hf: Hugging Face; stablehlo: programs that only need jax")
@@ -66,7 +67,7 @@ def export(
     part = None if weights is None else weights.value
     with bytes_progress(f"writing {out}", None) as report:
         options = ExportOptions(
-            max_shard_bytes=_bytes(max_shard_size),
+            max_shard_bytes=parse_option(max_shard_size, "--max-shard-size"),
             process=process,
             num_processes=num_processes,
             overflow="allow" if allow_overflow else "refuse",
@@ -100,12 +101,3 @@ def _say(made: "Exported", num_processes: int) -> None:
         typer.echo(f"{made.out}: {bytes_text(made.num_bytes)} in {files}, every tensor read back")
     else:
         typer.echo(f"{made.out}: this part of {num_processes} is written; others are not yet")
-
-
-def _bytes(text: str) -> int:
-    from jaxscale.hardware.units import parse_bytes
-
-    try:
-        return int(parse_bytes(text))
-    except UserError as error:
-        raise UserError(f"--max-shard-size {text!r}: {error}") from error

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Import models of other programs.", no_args_is_help=True)
 
-OUT = Annotated[Path, typer.Argument(help="run directory to make")]
+OUT = Annotated[str, typer.Argument(help="run directory to make; local, gs://, s3://")]
 AS_JSON = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
@@ -58,22 +58,23 @@ def _prepare() -> None:
     prepare_cpu_process("float32")
 
 
-def _import(source: "OpenModel", out: Path, *, as_json: bool) -> None:
-    from jaxscale.cli.render.importing import import_progress
+def _import(source: "OpenModel", out: str, *, as_json: bool) -> None:
+    from jaxscale.cli.render.checkpoint import bytes_progress
     from jaxscale.interop.run_directory import import_model
+    from jaxscale.telemetry.format import bytes_text
 
     for note in source.notes:
         typer.echo(f"note: {note}", err=True)
     total = sum(spec.num_bytes for spec in source.model.description.values())
-    with import_progress(total) as progress:
+    with bytes_progress(f"writing {out}", total) as progress:
         done = import_model(source, out, progress)
     family = source.section.family
     if as_json:
         counts = {"parameters": done.num_parameters, "bytes": done.num_bytes}
-        typer.echo(json.dumps({"run": str(out), "family": family, **counts, **source.facts}))
+        typer.echo(json.dumps({"run": out, "family": family, **counts, **source.facts}))
         return
     typer.echo(
-        f"{out}: {family} of {done.num_parameters:,} parameters, {done.num_bytes / 1e9:.2f} GB in float32"
+        f"{out}: {family} of {done.num_parameters:,} parameters, {bytes_text(done.num_bytes)} in float32"
     )
     typer.echo(f'text: jaxscale generate {out} --prompt "..."')
     typer.echo(f"go on training it: jaxscale train {out}/config.yaml data.train=TEXT --run-dir RUN")

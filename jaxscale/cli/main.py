@@ -2,6 +2,7 @@
 
 import errno
 import io
+import logging
 import sys
 from typing import Annotated
 
@@ -9,22 +10,33 @@ import typer
 
 from jaxscale import __version__
 from jaxscale.cli import (
+    bench,
     checkpoint,
     config,
+    dashboard,
     data,
     describe,
+    doctor,
     evaluate,
     export,
     generate,
     import_,
+    launch,
     plan,
+    status,
     train,
+    tune,
 )
 from jaxscale.errors import UserError
 
 EXIT_USER_ERROR = 2
 # The disk is full, the quota used up, or files may not be that large.
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# A path that was given is no place for what is asked of it. (That one is missing may be our mistake.)
+NO_PLACE = (
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES, errno.EPERM),
+    *(errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP),
+)
 
 app = typer.Typer(
     help="Plan, train and export large models in JAX.",
@@ -58,10 +70,16 @@ app.command("describe")(describe.describe)
 app.command("eval")(evaluate.evaluate)
 app.command("generate")(generate.generate)
 app.command("export")(export.export)
+app.command("status")(status.status)
+app.command("dashboard")(dashboard.dashboard)
+app.command("doctor")(doctor.doctor)
+app.command("tune")(tune.tune)
+app.add_typer(bench.app, name="bench")
 app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(data.app, name="data")
 app.add_typer(config.app, name="config")
 app.add_typer(import_.app, name="import")
+app.add_typer(launch.app, name="launch")
 
 
 def run() -> None:
@@ -69,16 +87,23 @@ def run() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A model may say what the terminal's encoding cannot.
         sys.stdout.reconfigure(errors="replace")
+    # It logs, with a traceback, what it raises as well.
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     try:
         app()
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(EXIT_USER_ERROR)
     except OSError as error:
-        if error.errno not in NO_SPACE:
+        if error.errno not in NO_SPACE and not (error.errno in NO_PLACE and error.filename):
             raise
-        sys.stderr.write(f"error: {_no_space(error)}\n")
+        words = _no_space(error) if error.errno in NO_SPACE else _no_place(error)
+        sys.stderr.write(f"error: {words}\n")
         sys.exit(EXIT_USER_ERROR)
+
+
+def _no_place(error: OSError) -> str:
+    return f"cannot use {str(error.filename)[:300]}: {error.strerror}. Name another path, or mend that one"
 
 
 def _no_space(error: OSError) -> str:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 EXIT_REFUSED = 2
+LARGEST_COUNT = 2**31 - 1  # As `config.limits` has it, which `--help` need not import.
 
 
 def plan(
@@ -18,10 +19,16 @@ def plan(
         typer.Option(help="cluster: h100:8x4, v5p:4x4x8, v5p-128, cpu:8, a YAML file, or here"),
     ] = "",
     batch: Annotated[
-        int | None, typer.Option(min=1, help="sequences a step (default: the run's, or 4M tokens)")
+        int | None,
+        typer.Option(
+            min=1, max=LARGEST_COUNT, help="sequences a step (default: the run's, or 4M tokens)"
+        ),
     ] = None,
     seq: Annotated[
-        int | None, typer.Option(min=1, help="tokens of a sequence (default: the run's, or 8192)")
+        int | None,
+        typer.Option(
+            min=1, max=LARGEST_COUNT, help="tokens of a sequence (default: the run's, or 8192)"
+        ),
     ] = None,
     pin: Annotated[
         list[str] | None, typer.Option(help="what is fixed: tensor<=8, fsdp=64, remat=full")
