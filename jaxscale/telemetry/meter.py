@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from jaxscale.telemetry.ledger import CHECKPOINT, DATA_WAIT, EVALUATION, STEP, TimeLedger
+
 
 @dataclass
 class _Window:
@@ -29,17 +31,24 @@ class StepMeter:
 
     The loop runs ahead of the device, so a single step's clock says little; the average over a
     window does, as the loop cannot run ahead by more than a step or two.
+    The same marks book the process's time in `ledger`, where nothing is averaged or forgotten.
     """
 
     def __init__(
-        self, *, tokens_per_step: int, clock: Callable[[], float] = time.perf_counter
+        self,
+        *,
+        tokens_per_step: int,
+        clock: Callable[[], float] = time.perf_counter,
+        ledger: TimeLedger | None = None,
     ) -> None:
         self._tokens_per_step = tokens_per_step
         self._clock = clock
+        self._ledger = ledger or TimeLedger(clock=clock)
         self._window = _Window(clock())
 
     def restart(self) -> None:
-        """Forget the window so far (after compilation, say)."""
+        """Forget the window so far (after compilation, say): steps begin here."""
+        self._ledger.turn_to(STEP)
         self._window = _Window(self._clock())
 
     def step_done(self) -> None:
@@ -49,21 +58,24 @@ class StepMeter:
     def data_wait(self) -> Iterator[None]:
         """Time spent waiting for the next batch."""
         start = self._clock()
-        yield
+        with self._ledger.span(DATA_WAIT):
+            yield
         self._window.data_wait += self._clock() - start
 
     @contextmanager
     def checkpoint(self) -> Iterator[None]:
         """Time that saving a checkpoint held the loop up."""
         start = self._clock()
-        yield
+        with self._ledger.span(CHECKPOINT):
+            yield
         self._window.checkpoint += self._clock() - start
 
     @contextmanager
     def excluded(self) -> Iterator[None]:
         """Time that is no part of training steps, such as evaluation: it counts nowhere."""
         start = self._clock()
-        yield
+        with self._ledger.span(EVALUATION):
+            yield
         self._window.excluded += self._clock() - start
 
     def report(self) -> dict[str, float]:

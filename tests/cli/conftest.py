@@ -1,3 +1,5 @@
+import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -5,6 +7,10 @@ from cli_cases import write_config
 
 from jaxscale.config.loading import load_config
 from jaxscale.training.run import train_run
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "checkpoint"))
+_stores = import_module("object_stores")
+object_stores, store = _stores.object_stores, _stores.store
 
 
 @pytest.fixture(scope="session")

@@ -3,9 +3,14 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from cli_cases import call, succeed
+
+from jaxscale.checkpoint.places import open_place
+from jaxscale.checkpoint.stored import StoredArrays
 
 STEP = 200
 GREEDY = ("--prompt", "The whale ", "--temperature", "0", "--tokens", "4", "plan.data=1")
@@ -117,3 +122,48 @@ def test_bad_input_is_one_message(
     assert answer.err.startswith("error: ")
     assert message in answer.err
     assert not (tmp_path / "new").exists()
+
+
+def listed(location: Path | str) -> list[dict[str, Any]]:
+    return json.loads(succeed("checkpoint", "ls", location, "--json"))
+
+
+def assert_same_arrays(one: StoredArrays, other: StoredArrays) -> None:
+    assert one.entries == other.entries
+    for path, entry in one.entries.items():
+        box = tuple(slice(0, size) for size in entry.shape)
+        np.testing.assert_array_equal(one.read(path, box), other.read(path, box), err_msg=path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("store", ["s3"], indirect=True)
+def test_a_run_with_its_checkpoints_in_a_store_is_resumed_from_there_by_any_machine(
+    config: Path, store: str, tmp_path: Path
+) -> None:
+    # What is learned in a step does not depend on how many there are to be.
+    constant = ("training.schedule.name=constant", "training.schedule.warmup_steps=0")
+
+    def train(run: Path, steps: int) -> str:
+        there = (f"checkpoint.directory={store}", "checkpoint.every=2")
+        last = f"training.steps={steps}"
+        return succeed("train", config, *there, *constant, last, "--run-dir", run)
+
+    train(tmp_path / "first", 4)
+    assert not (tmp_path / "first" / "checkpoints").exists()
+    assert [one["step"] for one in listed(tmp_path / "first")] == [2, 4]
+    said = train(tmp_path / "second", 5)
+    assert "resuming behind step 4" in said
+    assert [one["step"] for one in listed(store)] == [2, 4, 5]
+    whole = tmp_path / "whole"
+    succeed("train", config, *constant, "training.steps=5", "--run-dir", whole)
+    assert_same_arrays(StoredArrays(open_place(store) / "5"), StoredArrays(whole / "checkpoints/5"))
+    assert "The whale" in succeed("generate", tmp_path / "second", *GREEDY)
+    succeed("checkpoint", "prune", tmp_path / "second", tmp_path / "pruned")
+    assert [one["step"] for one in listed(tmp_path / "pruned")] == [5]
+
+
+def test_a_run_directory_itself_is_local(config: Path) -> None:
+    answer = call("train", config, "--run-dir", "gs://bucket/run")
+    assert answer.status == 2
+    assert "--run-dir gs://bucket/run" in answer.err
+    assert "checkpoint.directory=gs://bucket/run" in answer.err

@@ -12,7 +12,7 @@ from jaxscale.errors import UserError
 from jaxscale.telemetry.metrics import MetricsLog
 from jaxscale.telemetry.report import write_report
 from jaxscale.telemetry.report.charts import Chart, Line, fit_axes
-from jaxscale.telemetry.report.page import _embedded_json
+from jaxscale.telemetry.report.page import embedded_json
 from jaxscale.telemetry.report.run import load_run
 from jaxscale.telemetry.report.series import (
     bucket_means,
@@ -116,7 +116,7 @@ def test_text_of_the_run_never_becomes_markup(tmp_path) -> None:
 
 
 def test_embedded_data_cannot_end_its_element() -> None:
-    embedded = _embedded_json([HOSTILE])
+    embedded = embedded_json([HOSTILE])
     assert "<" not in embedded
     assert json.loads(embedded) == [HOSTILE]
 

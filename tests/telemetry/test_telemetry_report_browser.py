@@ -27,14 +27,19 @@ def report(tmp_path_factory):
     return write_report(run)
 
 
-@pytest.fixture(scope="module")
-def page(report, tmp_path_factory):
+def browser_or_skip() -> str:
+    """The browser to test in; without one CI fails and others skip."""
     executable = find_browser()
     if executable is None:
         if os.environ.get("CI"):
             pytest.fail("CI must have chromium, chromium-browser or google-chrome")
         pytest.skip("no chromium, chromium-browser or google-chrome on this machine")
-    with browser_page(executable, tmp_path_factory.mktemp("profile")) as page:
+    return executable
+
+
+@pytest.fixture(scope="module")
+def page(report, tmp_path_factory):
+    with browser_page(browser_or_skip(), tmp_path_factory.mktemp("profile")) as page:
         page.open(report)
         yield page
 

@@ -33,22 +33,27 @@ def render(run: RunData) -> str:
         policy=_policy(script),
         style=_asset("report.css"),
         script=script,
-        data=_embedded_json([chart_data(chart) for chart in charts]),
+        data=embedded_json([chart_data(chart) for chart in charts]),
         header=_header(run),
-        tiles=_tiles(tiles(run)),
+        tiles=render_tiles(tiles(run)),
         convention=escape(convention(run)),
         charts="".join(render_chart(chart, i) for i, chart in enumerate(charts)) or _no_curves(),
-        details="".join(
-            [
-                _section("Samples", _samples(run.samples)),
-                _section("Evaluations", _evaluations(run)),
-                _section("Prediction", prediction_section(run)),
-                _section("Plan", _yaml(run.plan)),
-                _section("Configuration", _yaml(run.config)),
-                _section("Summary", _table(run.summary)),
-                _section("Environment", _table(run.environment)),
-            ]
-        ),
+        details=details_of(run),
+    )
+
+
+def details_of(run: RunData) -> str:
+    """What is below the curves: samples, evaluations, and what the run was given."""
+    return "".join(
+        [
+            section("Samples", _samples(run.samples)),
+            section("Evaluations", _evaluations(run)),
+            section("Prediction", prediction_section(run)),
+            section("Plan", _yaml(run.plan)),
+            section("Configuration", _yaml(run.config)),
+            section("Summary", _table(run.summary)),
+            section("Environment", _table(run.environment)),
+        ]
     )
 
 
@@ -62,7 +67,7 @@ def _policy(script: str) -> str:
     return f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'"
 
 
-def _embedded_json(content: Any) -> str:
+def embedded_json(content: Any) -> str:
     """JSON that cannot end the script element that it stands in."""
     return json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")
 
@@ -75,7 +80,7 @@ def _header(run: RunData) -> str:
     )
 
 
-def _tiles(headline: list[Tile]) -> str:
+def render_tiles(headline: list[Tile]) -> str:
     return "".join(
         f"<div class='tile'><dt>{escape(tile.label)}</dt><dd>{escape(tile.value)}"
         f"<small>{escape(tile.note)}</small></dd></div>"
@@ -87,7 +92,7 @@ def _no_curves() -> str:
     return "<p class='empty'>No metrics: the run ended before its first log.</p>"
 
 
-def _section(title: str, content: str) -> str:
+def section(title: str, content: str) -> str:
     if not content:
         return ""
     name = title.lower()

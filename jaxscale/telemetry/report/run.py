@@ -56,13 +56,16 @@ class RunData:
         return steps if isinstance(steps, int) else None
 
 
-def load_run(directory: Path) -> RunData:
-    """Everything the report shows. Raises UserError for a directory that is not there."""
+def load_run(directory: Path, records: list[dict[str, Any]] | None = None) -> RunData:
+    """Everything the report shows; `records`: of its metrics, where they have been read already.
+
+    Raises UserError for a directory that is not there.
+    """
     if not directory.is_dir():
         raise UserError(f"no run directory at {directory}: give the directory of a training run")
     return RunData(
         name=directory.resolve().name,
-        records=read(directory / "metrics.jsonl"),
+        records=read(directory / "metrics.jsonl") if records is None else records,
         config=_text(directory / "config.yaml"),
         plan=_text(directory / "plan.yaml"),
         environment=_json_object(directory / "environment.json"),
