@@ -1,28 +1,57 @@
-"""Arrays to and from disk through Orbax (OCDBT over TensorStore)."""
+"""Arrays to and from checkpoints: on disks through Orbax (OCDBT over TensorStore), on object stores by ourselves."""
 
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import orbax.checkpoint as ocp
 
+from jaxscale.checkpoint.layout import ARRAYS_FOLDER
+from jaxscale.checkpoint.places import Place, kvstore
+from jaxscale.checkpoint.store_arrays import StoreWriter, read_arrays
 
-def new_writer() -> ocp.AsyncCheckpointer:
-    """Orbax's asynchronous writer of one flat tree; a save returns with all values on the host.
+
+class ArrayWriter(Protocol):
+    """Writes one flat tree at a time, in the background."""
+
+    def start(self, folder: Place, arrays: Mapping[str, jax.Array]) -> None:
+        """Starts writing the present values; the caller may donate the arrays once this returns."""
+
+    def wait(self) -> None:
+        """Returns when every process has written its part."""
+
+    def close(self) -> None:
+        """Ends the background threads."""
+
+
+class OrbaxWriter:
+    """Orbax's asynchronous writer; a save returns with all values on the host.
 
     Uncompressed: weights are near noise. Zstandard takes 14 % off random float32 and makes 400 MB
     1.4 times slower to save and 2.5 times slower to restore (two cores, files in the page cache).
     """
-    return ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(use_compression=False))
+
+    def __init__(self) -> None:
+        self._orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(use_compression=False))
+
+    def start(self, folder: Place, arrays: Mapping[str, jax.Array]) -> None:
+        self._orbax.save(folder, args=ocp.args.PyTreeSave(snapshot(arrays)))
+
+    def wait(self) -> None:
+        self._orbax.wait_until_finished()
+
+    def close(self) -> None:
+        self._orbax.close()
 
 
-def start_writing(
-    writer: ocp.AsyncCheckpointer, folder: Path, arrays: Mapping[str, jax.Array]
-) -> None:
-    """Starts writing the present values; the caller may donate the arrays once this returns."""
-    writer.save(folder, args=ocp.args.PyTreeSave(snapshot(arrays)))
+def new_writer(directory: Place) -> ArrayWriter:
+    """The writer for checkpoints in a directory. Raises UserError for a store that TensorStore does not reach."""
+    if isinstance(directory, Path):
+        return OrbaxWriter()
+    kvstore(directory)
+    return StoreWriter()
 
 
 def snapshot(arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
@@ -49,11 +78,13 @@ def _copy(array: jax.Array) -> jax.Array:
     return copied
 
 
-def read(folder: Path, target: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+def read(checkpoint: Place, target: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
     """The arrays named in `target`, each in its target's sharding; others are not read.
 
     A process reads the parts of each array that its own devices hold.
     """
+    if not isinstance(checkpoint, Path):
+        return read_arrays(checkpoint, target)
     restore_args = {
         path: ocp.ArrayRestoreArgs(
             sharding=array.sharding, global_shape=array.shape, dtype=array.dtype
@@ -64,7 +95,7 @@ def read(folder: Path, target: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, 
     args = ocp.args.PyTreeRestore(
         item=dict(target), restore_args=restore_args, partial_restore=True
     )
-    restored: dict[str, Any] = reader.restore(folder, args=args)
+    restored: dict[str, Any] = reader.restore(checkpoint / ARRAYS_FOLDER, args=args)
     reader.close()
     return restored
 

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
+from jaxscale.checkpoint.places import kvstore
+
 
 @dataclass(frozen=True)
 class Location:
@@ -28,7 +30,7 @@ def find_blocks(folder: Path) -> dict[str, Location]:
     Those that are not in it (small ones lie inside the tree, and a tree of more than one node is not followed) are read
     through TensorStore.
     """
-    base = ts.KvStore.open(file_store(folder)).result()
+    base = ts.KvStore.open(kvstore(folder)).result()
     root = ts.ocdbt.dump(base).result()["versions"][-1]["root"].get("location")
     if root is None:
         return {}
@@ -57,11 +59,6 @@ def read_into(file: Any, offset: int, target: np.ndarray[Any, Any]) -> None:
         left = left[count:]
     if direct is not target:
         target[...] = direct
-
-
-def file_store(folder: Path) -> dict[str, str]:
-    """TensorStore's words for a folder; as a URL, a path with a percent sign would mean another one."""
-    return {"driver": "file", "path": f"{folder.absolute()}/"}
 
 
 def _location(folder: Path, text: str) -> Location | None:

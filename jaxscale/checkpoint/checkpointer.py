@@ -17,6 +17,7 @@ from jax.experimental import multihost_utils
 
 from jaxscale.checkpoint import arrays as stored_arrays
 from jaxscale.checkpoint import layout
+from jaxscale.checkpoint.block_writer import write_tree
 from jaxscale.checkpoint.integrity import Problem, find_problems, write_checksums
 from jaxscale.checkpoint.keep import Keep, obsolete_steps
 from jaxscale.checkpoint.manifest import (
@@ -28,9 +29,8 @@ from jaxscale.checkpoint.manifest import (
     read_manifest,
     to_json,
 )
+from jaxscale.checkpoint.places import Place, check_reachable
 from jaxscale.errors import UserError
-
-ARRAYS_FOLDER = "arrays"
 
 
 class CheckpointSaveError(UserError):
@@ -71,11 +71,13 @@ class Checkpointer:
             restored = checkpointer.restore(target)    # the newest good one
     """
 
-    def __init__(self, directory: Path, keep: Keep) -> None:
+    def __init__(self, directory: Place, keep: Keep) -> None:
+        """Raises UserError for an object store that cannot be reached."""
+        check_reachable(directory)
         stored_arrays.quiet_orbax()
         self._directory = directory.absolute()
         self._keep = keep
-        self._writer = stored_arrays.new_writer()
+        self._writer = stored_arrays.new_writer(directory)
         self._committer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-commit")
         self._pending: _Pending | None = None
         self._num_attempts = 0
@@ -129,30 +131,38 @@ class Checkpointer:
             if jax.process_index() == 0:
                 self._check_room(manifest)
                 layout.start_staging(folder)
-            stored_arrays.start_writing(self._writer, folder / ARRAYS_FOLDER, arrays)
+                if not isinstance(
+                    folder, Path
+                ):  # Where it may not, TensorStore would try again for minutes.
+                    (folder / METADATA_FILE).write_text(text)
+            self._writer.start(folder / layout.ARRAYS_FOLDER, arrays)
         except (OSError, ValueError) as error:
             raise self._save_error(manifest, error) from error
-        self._pending = _Pending(manifest, self._committer.submit(self._commit, folder, step, text))
+        outcome = self._committer.submit(self._commit, folder, manifest, text)
+        self._pending = _Pending(manifest, outcome)
         if blocking:
             self.wait()
 
     def _check_room(self, manifest: Manifest) -> None:
         """A write that fails half way leaves threads behind that fail after it: better not to begin."""
-        if manifest.bytes > shutil.disk_usage(self._existing_parent()).free:
+        free = self._free_bytes()
+        if free is not None and manifest.bytes > free:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def _commit(self, folder: Path, step: int, manifest_text: str) -> None:
+    def _commit(self, folder: Place, manifest: Manifest, manifest_text: str) -> None:
         """Background half of a save: complete, sum, show, and only then prune."""
         try:
-            self._writer.wait_until_finished()  # Every process has written its arrays.
+            self._writer.wait()  # Every process has written its arrays.
             if jax.process_index() == 0:
+                if not isinstance(folder, Path):  # Orbax does so itself.
+                    write_tree(folder / layout.ARRAYS_FOLDER, (e.path for e in manifest.arrays))
                 (folder / METADATA_FILE).write_text(manifest_text)
                 write_checksums(folder)
-                layout.publish(folder, step)
-                self._prune(step)
+                layout.publish(folder, manifest.step)
+                self._prune(manifest.step)
         finally:
             if jax.process_index() == 0:
-                shutil.rmtree(folder, ignore_errors=True)  # Gone already unless this failed.
+                layout.abandon(folder)  # Gone already unless this failed.
 
     def _prune(self, just_saved: int) -> None:
         metrics = {step: self._metric(step) for step in self.steps()}
@@ -199,7 +209,9 @@ class Checkpointer:
             )
 
     def _save_error(self, manifest: Manifest, error: BaseException) -> CheckpointSaveError:
-        free = shutil.disk_usage(self._existing_parent()).free
+        free = self._free_bytes()
+        room = "" if free is None else f", {_megabytes(free)} are free there"
+        advice = "Free some space or move the run" if room else "Mend the connection or the rights"
         steps = self.steps()
         before = (
             f"The previous checkpoint (step {steps[-1]}) is intact."
@@ -208,13 +220,20 @@ class Checkpointer:
         )
         return CheckpointSaveError(
             f"saving checkpoint {manifest.step} to {self._directory} failed: it needs "
-            f"{_megabytes(manifest.bytes)}, {_megabytes(free)} are free there. "
-            f"{before} Free some space or move the run, then resume. Cause: {error}"
+            f"{_megabytes(manifest.bytes)}{room}. {before} {advice}, then resume. Cause: {error}"
         )
 
-    def _existing_parent(self) -> Path:
-        """The directory, or what there is above it."""
-        return next(path for path in (self._directory, *self._directory.parents) if path.exists())
+    def _free_bytes(self) -> int | None:
+        """Of the disk, at the directory or what there is above it; None for an object store."""
+        if not isinstance(self._directory, Path):
+            return None
+        places = (self._directory, *self._directory.parents)
+        return shutil.disk_usage(next(place for place in places if place.exists())).free
+
+    @property
+    def directory(self) -> Place:
+        """Where the checkpoints are."""
+        return self._directory
 
     def steps(self) -> list[int]:
         """Steps with a complete checkpoint, ascending."""
@@ -263,7 +282,7 @@ class Checkpointer:
         checkpoint = self._existing(chosen)
         manifest = read_manifest(checkpoint)
         check_fits(checkpoint, manifest, target, allow_extra=allow_extra)
-        restored = stored_arrays.read(checkpoint / ARRAYS_FOLDER, target)
+        restored = stored_arrays.read(checkpoint, target)
         return Restored(chosen, restored, manifest.metadata)
 
     def _choose(
@@ -297,7 +316,7 @@ class Checkpointer:
         lines = [f"  {problem}" for problem in problems] or ["  (found by another process)"]
         return "\n".join([f"checkpoint {self._directory / str(step)} is damaged:", *lines])
 
-    def _existing(self, step: int) -> Path:
+    def _existing(self, step: int) -> Place:
         if step not in self.steps():
             raise UserError(f"no checkpoint {step} in {self._directory}; there are {self.steps()}")
         return self._directory / str(step)

@@ -3,10 +3,10 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from jaxscale.checkpoint.manifest import ArrayEntry, read_manifest
+from jaxscale.checkpoint.places import Place, files_below
 from jaxscale.checkpoint.stored import StoredArrays
 from jaxscale.errors import UserError
 
@@ -36,17 +36,17 @@ class Listed:
 class Contents:
     """One checkpoint in full. chunks: by path, the shape of the blocks that an array is stored in."""
 
-    checkpoint: Path
+    checkpoint: Place
     step: int
     arrays: tuple[ArrayEntry, ...]
     chunks: Mapping[str, tuple[int, ...]]
     metadata: Mapping[str, Any]
 
 
-def list_checkpoint(directory: Path, step: int) -> Listed:
+def list_checkpoint(directory: Place, step: int) -> Listed:
     """A line about one checkpoint, from its metadata and the sizes of its files."""
     folder = directory / str(step)
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    size = sum(files_below(folder).values())
     try:
         manifest = read_manifest(folder)
     except UserError as error:
@@ -56,7 +56,7 @@ def list_checkpoint(directory: Path, step: int) -> Listed:
     return Listed(step, groups(manifest.arrays), size, metric)
 
 
-def read_contents(checkpoint: Path) -> Contents:
+def read_contents(checkpoint: Place) -> Contents:
     """Everything but the values. Raises UserError for a checkpoint that cannot be read."""
     stored = StoredArrays(checkpoint)
     chunks = {entry.path: stored.chunk_shape(entry.path) for entry in stored.manifest.arrays}

@@ -9,10 +9,10 @@ import json
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple
 
-CHECKSUMS_FILE = "checksums.json"
+from jaxscale.checkpoint.layout import CHECKSUMS_FILE
+from jaxscale.checkpoint.places import Place, files_below
 
 
 class Problem(NamedTuple):
@@ -32,11 +32,9 @@ class FileSum(NamedTuple):
     sha256: str
 
 
-def write_checksums(directory: Path) -> int:
+def write_checksums(directory: Place) -> int:
     """Hashes every file below `directory` into its checksums file; returns the bytes hashed."""
-    names = sorted(
-        path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()
-    )
+    names = list(files_below(directory))
     sums = dict(zip(names, _hash_files([directory / name for name in names]), strict=True))
     table = {name: entry._asdict() for name, entry in sums.items()}
     document = {"algorithm": "sha256", "files": table, "self": _digest_of_table(table)}
@@ -44,7 +42,7 @@ def write_checksums(directory: Path) -> int:
     return sum(entry.bytes for entry in sums.values())
 
 
-def find_problems(directory: Path, *, part: int = 0, num_parts: int = 1) -> list[Problem]:
+def find_problems(directory: Place, *, part: int = 0, num_parts: int = 1) -> list[Problem]:
     """Every file that is missing, truncated or changed, in the order of their names.
 
     With `num_parts` processes on a shared disk each checks every num_parts-th file, from `part`.
@@ -52,8 +50,8 @@ def find_problems(directory: Path, *, part: int = 0, num_parts: int = 1) -> list
     sums = _read_checksums(directory)
     if isinstance(sums, Problem):
         return [sums]
-    names = sorted(sums)[part::num_parts]
-    problems = {name: _size_problem(directory, name, sums[name]) for name in names}
+    names, sizes = sorted(sums)[part::num_parts], files_below(directory)
+    problems = {name: _size_problem(name, sums[name], sizes.get(name)) for name in names}
     intact = [name for name in names if problems[name] is None]
     found = _hash_files([directory / name for name in intact])
     for name, actual in zip(intact, found, strict=True):
@@ -61,11 +59,9 @@ def find_problems(directory: Path, *, part: int = 0, num_parts: int = 1) -> list
     return [problem for problem in problems.values() if problem is not None]
 
 
-def _size_problem(directory: Path, name: str, expected: FileSum) -> Problem | None:
-    path = directory / name
-    if not path.is_file():
+def _size_problem(name: str, expected: FileSum, size: int | None) -> Problem | None:
+    if size is None:
         return Problem(name, "missing")
-    size = path.stat().st_size
     if size != expected.bytes:
         return Problem(name, f"{size} bytes, was saved with {expected.bytes}")
     return None
@@ -79,7 +75,7 @@ def _content_problem(name: str, expected: FileSum, actual: FileSum) -> Problem |
     )
 
 
-def _read_checksums(directory: Path) -> dict[str, FileSum] | Problem:
+def _read_checksums(directory: Place) -> dict[str, FileSum] | Problem:
     path = directory / CHECKSUMS_FILE
     if not path.is_file():
         return Problem(CHECKSUMS_FILE, "missing")
@@ -98,13 +94,14 @@ def _digest_of_table(table: Mapping[str, Mapping[str, Any]]) -> str:
     return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
 
 
-def _hash_files(paths: list[Path]) -> list[FileSum]:
+def _hash_files(paths: list[Place]) -> list[FileSum]:
     # hashlib releases the interpreter lock, so threads scale with cores.
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         return list(pool.map(_hash_file, paths))
 
 
-def _hash_file(path: Path) -> FileSum:
-    with path.open("rb") as file:
+def _hash_file(path: Place) -> FileSum:
+    opened: Any = path.open("rb")
+    with opened as file:
         digest = hashlib.file_digest(file, "sha256")
         return FileSum(file.tell(), digest.hexdigest())

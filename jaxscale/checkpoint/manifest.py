@@ -4,13 +4,13 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxscale.checkpoint.places import Place
 from jaxscale.errors import UserError
 
 METADATA_FILE = "metadata.json"
@@ -69,7 +69,7 @@ def to_json(manifest: Manifest) -> str:
     return json.dumps(document, indent=1) + "\n"
 
 
-def read_manifest(checkpoint: Path) -> Manifest:
+def read_manifest(checkpoint: Place) -> Manifest:
     """Raises UserError if the file is missing, damaged, or of a newer format."""
     path = checkpoint / METADATA_FILE
     try:
@@ -98,7 +98,7 @@ def _from_document(document: dict[str, Any]) -> Manifest:
 
 
 def check_fits(
-    checkpoint: Path,
+    checkpoint: Place,
     manifest: Manifest,
     target: Mapping[str, jax.ShapeDtypeStruct],
     *,
@@ -133,7 +133,7 @@ def _differences(
             yield f"{path} is {saved.dtype} in the checkpoint, {model.dtype} in the model"
 
 
-def _difference_message(checkpoint: Path, lines: list[str]) -> str:
+def _difference_message(checkpoint: Place, lines: list[str]) -> str:
     noun = "array differs" if len(lines) == 1 else "arrays differ"
     shown = [f"  {line}" for line in lines[:MAX_LINES]]
     if len(lines) > MAX_LINES:

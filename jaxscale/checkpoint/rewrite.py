@@ -4,7 +4,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ import numpy as np
 from jaxscale.checkpoint.casting import cast, is_float, num_overflows, overflow_message
 from jaxscale.checkpoint.integrity import find_problems
 from jaxscale.checkpoint.manifest import ArrayEntry
+from jaxscale.checkpoint.places import Place
 from jaxscale.checkpoint.stored import StoredArrays
 from jaxscale.checkpoint.streamed import CHUNK_BYTES, FILE_BYTES, StreamedCheckpoint
 from jaxscale.errors import UserError
@@ -47,7 +47,7 @@ class Change:
 class Rewritten:
     """What was written. overflows: by path, finite values that became infinite."""
 
-    checkpoint: Path
+    checkpoint: Place
     arrays: tuple[ArrayEntry, ...]
     overflows: Mapping[str, int]
 
@@ -57,8 +57,8 @@ class Rewritten:
 
 
 def rewrite(
-    source: Path,
-    directory: Path,
+    source: Place,
+    directory: Place,
     change: Change,
     *,
     existing: Literal["refuse", "replace"] = "refuse",
@@ -108,7 +108,7 @@ def _changed(entry: ArrayEntry, change: Change) -> ArrayEntry:
     return entry._replace(dtype=change.dtype.name, bytes=size * change.dtype.itemsize)
 
 
-def _check_intact(source: Path) -> None:
+def _check_intact(source: Place) -> None:
     problems = find_problems(source)
     if problems:
         lines = "\n".join(f"  {problem}" for problem in problems)

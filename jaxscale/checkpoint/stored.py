@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import tensorstore as ts
 
-from jaxscale.checkpoint.block_files import file_store, find_blocks, read_into
-from jaxscale.checkpoint.checkpointer import ARRAYS_FOLDER
+from jaxscale.checkpoint.block_files import find_blocks, read_into
+from jaxscale.checkpoint.layout import ARRAYS_FOLDER
 from jaxscale.checkpoint.manifest import ArrayEntry, Manifest, read_manifest
+from jaxscale.checkpoint.places import Place, kvstore
 from jaxscale.errors import UserError
 
 Box = tuple[slice, ...]
@@ -21,6 +22,8 @@ Box = tuple[slice, ...]
 
 # Most bytes of a single read: what cannot go straight into place passes through the processor's cache.
 _RUN_BYTES = 2**20
+# Blocks out of object stores stay in memory for the next part of them that is asked for.
+_CACHE_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
@@ -43,17 +46,19 @@ class StoredArrays:
         layer = stored.read("params/layers/mlp/up", (slice(3, 4), slice(0, 512), slice(0, 2048)))
     """
 
-    def __init__(self, checkpoint: Path) -> None:
+    def __init__(self, checkpoint: Place) -> None:
         """Raises UserError if the checkpoint's metadata or the tree of its arrays is missing or damaged."""
         self.checkpoint = checkpoint
         self.manifest: Manifest = read_manifest(checkpoint)
         self.entries: Mapping[str, ArrayEntry] = {e.path: e for e in self.manifest.arrays}
-        folder = checkpoint.absolute() / ARRAYS_FOLDER
-        self._store = {"driver": "ocdbt", "base": file_store(folder)}
-        self._context = ts.Context()
+        folder = checkpoint / ARRAYS_FOLDER
+        self._store = {"driver": "ocdbt", "base": kvstore(folder)}
+        self._is_local = isinstance(folder, Path)
+        cache_bytes = 0 if self._is_local else _CACHE_BYTES
+        self._context = ts.Context({"cache_pool": {"total_bytes_limit": cache_bytes}})
         self._open: dict[str, _Stored] = {}
         try:
-            self._blocks = find_blocks(folder)
+            self._blocks = find_blocks(folder) if isinstance(folder, Path) else {}
             self._values = ts.KvStore.open(self._store, context=self._context).result()
         except ValueError as error:
             raise self._unreadable("the tree of its arrays", error) from error
@@ -92,13 +97,18 @@ class StoredArrays:
         return self._open[path]
 
     def _open_array(self, entry: ArrayEntry) -> _Stored:
-        spec = {"driver": "zarr", "kvstore": {**self._store, "path": f"{entry.path}/"}}
+        spec = {
+            "driver": "zarr",
+            "kvstore": {**self._store, "path": f"{entry.path}/"},
+            "fill_missing_data_reads": False,  # Else what is lost reads as zeros.
+        }
         array = ts.open(spec, open=True, read=True, context=self._context).result()
         if tuple(array.shape) != entry.shape:
             raise ValueError(f"its shape is {list(array.shape)}, was saved as {list(entry.shape)}")
         found = array.spec().to_json()["metadata"]
         plain = found["compressor"] is None and found["filters"] is None and found["order"] == "C"
-        plain = plain and found["dimension_separator"] == "."
+        # Out of a store a request takes as long as a whole block.
+        plain = plain and found["dimension_separator"] == "." and self._is_local
         return _Stored(entry, jnp.dtype(entry.dtype), array, tuple(found["chunks"]), plain)
 
     def _read_plain(self, stored: _Stored, box: Box, out: np.ndarray[Any, Any]) -> None:

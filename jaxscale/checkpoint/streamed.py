@@ -1,22 +1,21 @@
 """A checkpoint written block by block, by whoever never holds a whole array: no device, bounded memory."""
 
 import itertools
-import json
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
 import jax.numpy as jnp
 import numpy as np
-import tensorstore as ts
 
 from jaxscale.checkpoint import layout
-from jaxscale.checkpoint.block_files import file_store
-from jaxscale.checkpoint.checkpointer import ARRAYS_FOLDER
+from jaxscale.checkpoint.block_writer import BlockWriter, reason, write_tree
 from jaxscale.checkpoint.integrity import write_checksums
 from jaxscale.checkpoint.manifest import METADATA_FILE, ArrayEntry, Manifest, to_json
+from jaxscale.checkpoint.places import Place, remove_tree
 from jaxscale.checkpoint.stored import Box
 from jaxscale.errors import UserError
 
@@ -39,7 +38,7 @@ class StreamedCheckpoint:
 
     def __init__(
         self,
-        directory: Path,
+        directory: Place,
         manifest: Manifest,
         *,
         chunk_bytes: int = CHUNK_BYTES,
@@ -52,21 +51,21 @@ class StreamedCheckpoint:
         Raises UserError if there is a checkpoint of this step already, or if the disk has no room."""
         self.checkpoint = directory / str(manifest.step)
         self.entries = {entry.path: entry for entry in manifest.arrays}
-        if existing == "refuse" and self.checkpoint.exists():
-            raise UserError(f"there is a checkpoint {self.checkpoint} already: name another place")
+        if manifest.step in layout.listed_steps(directory):
+            _check_replaceable(self.checkpoint, existing)
         _check_room(directory, manifest.bytes)
-        self._manifest, self._file_bytes = manifest, file_bytes
+        self._manifest = manifest
         self._chunks = {e.path: _chunk(e, chunk_bytes) for e in manifest.arrays} | dict(
             chunks or {}
         )
         # Its own staging folder alone: others here may be those of a run that is saving.
         self._folder = layout.staging(directory, manifest.step, 0)
-        self._context, self._transaction, self._gathered = ts.Context(), ts.Transaction(), 0
-        self._current: tuple[str, ts.TensorStore] | None = None
+        self._writer = BlockWriter(self._folder / layout.ARRAYS_FOLDER, self._chunks, file_bytes)
 
     def __enter__(self) -> Self:
-        shutil.rmtree(self._folder, ignore_errors=True)
-        (self._folder / ARRAYS_FOLDER).mkdir(parents=True)
+        remove_tree(self._folder)
+        if isinstance(self._folder, Path):
+            (self._folder / layout.ARRAYS_FOLDER).mkdir(parents=True)
         return self
 
     def __exit__(
@@ -79,9 +78,9 @@ class StreamedCheckpoint:
             if error is None:
                 self._finish()
             else:
-                self._transaction.abort()
+                self._writer.abort()
         finally:
-            shutil.rmtree(self._folder, ignore_errors=True)  # Gone already unless this failed.
+            layout.abandon(self._folder)  # Gone already unless this failed.
 
     def boxes(self, path: str) -> Iterator[Box]:
         """The blocks that the array is stored in, in C order."""
@@ -92,51 +91,22 @@ class StreamedCheckpoint:
 
         Raises UserError if the disk does not take it.
         """
-        self._opened(path)[box].write(block).result()
-        self._gathered += block.nbytes
-        if self._gathered >= self._file_bytes:
-            self._commit()
+        with self._said():
+            self._writer.write(self.entries[path], box, block)
 
-    def _opened(self, path: str) -> ts.TensorStore:
-        if self._current is None or self._current[0] != path:
-            self._current = path, self._create(self.entries[path])
-        return self._current[1]
-
-    def _commit(self) -> None:
+    @contextmanager
+    def _said(self) -> Iterator[None]:
         try:
-            self._transaction.commit_async().result()
+            yield
         except ValueError as error:  # TensorStore's word for whatever the disk says.
             raise UserError(
-                f"writing {self.checkpoint} failed, nothing is left of it: {error}"
+                f"writing {self.checkpoint} failed, nothing is left of it: {reason(error)}"
             ) from error
-        self._transaction, self._gathered = ts.Transaction(), 0
-        if self._current is not None:
-            path, array = self._current
-            self._current = path, array.with_transaction(self._transaction)
-
-    def _create(self, entry: ArrayEntry) -> ts.TensorStore:
-        store = {
-            "driver": "ocdbt",
-            "base": file_store(self._folder / ARRAYS_FOLDER),
-            "path": f"{entry.path}/",
-            # Shapes inline, blocks never; one root node: as Orbax has it.
-            "config": {"max_inline_value_bytes": 1024, "max_decoded_node_bytes": 100_000_000},
-        }
-        metadata = {"shape": entry.shape, "chunks": self._chunks[entry.path], "compressor": None}
-        spec = {
-            "driver": "zarr",
-            "kvstore": store,
-            "dtype": entry.dtype,
-            "metadata": metadata,
-            "store_data_equal_to_fill_value": True,
-        }
-        return ts.open(
-            spec, create=True, context=self._context, transaction=self._transaction
-        ).result()
 
     def _finish(self) -> None:
-        self._commit()
-        (self._folder / ARRAYS_FOLDER / "_METADATA").write_text(_orbax_tree(self._manifest))
+        with self._said():
+            self._writer.commit()
+        write_tree(self._folder / layout.ARRAYS_FOLDER, self.entries)
         (self._folder / METADATA_FILE).write_text(to_json(self._manifest))
         write_checksums(self._folder)
         layout.publish(self._folder, self._manifest.step)
@@ -163,21 +133,19 @@ def boxes(shape: tuple[int, ...], chunk: tuple[int, ...]) -> Iterator[Box]:
         yield tuple(slice(at, min(at + step, size)) for at, step, size in ends)
 
 
-def _orbax_tree(manifest: Manifest) -> str:
-    """Orbax's own file about the tree, of which its reader takes the names and kinds of leaves."""
-    kind = {"value_type": "jax.Array", "skip_deserialize": False}
-    leaves = {
-        str((entry.path,)): {
-            "key_metadata": [{"key": entry.path, "key_type": 2}],
-            "value_metadata": kind,
-        }
-        for entry in manifest.arrays
-    }
-    flags = {"use_ocdbt": True, "use_zarr3": False, "store_array_data_equal_to_fill_value": True}
-    return json.dumps({"tree_metadata": leaves, **flags, "custom_metadata": None})
+def _check_replaceable(checkpoint: Place, existing: Literal["refuse", "replace"]) -> None:
+    if existing == "refuse":
+        raise UserError(f"there is a checkpoint {checkpoint} already: name another place")
+    if not isinstance(checkpoint, Path):
+        raise UserError(
+            f"{checkpoint}: an object store cannot put one checkpoint in the place of another at once. Name a place "
+            "for the new one, then remove the old"
+        )
 
 
-def _check_room(directory: Path, needed: int) -> None:
+def _check_room(directory: Place, needed: int) -> None:
+    if not isinstance(directory, Path):
+        return
     place = next(path for path in (directory, *directory.absolute().parents) if path.exists())
     free = shutil.disk_usage(place).free
     if needed > free:

@@ -63,6 +63,7 @@ class _Windows:
 class Batches:
     """All batches of a run. `global_batch` counts rows a step, over all processes.
 
+    skipped: ranges (start, stop) of batches that no step takes, ascending and apart.
     Raises UserError for sizes that are not positive and for stores smaller than one row.
     """
 
@@ -70,6 +71,7 @@ class Batches:
     sequence_length: int
     global_batch: int
     seed: int = 0
+    skipped: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         check_sizes(sequence_length=self.sequence_length, global_batch=self.global_batch)
@@ -106,11 +108,19 @@ class Batches:
         ]
         return sorted(origins, key=lambda origin: origin.row)
 
+    def number_of(self, step: int) -> int:
+        """Which batch a step takes: the next that is not skipped."""
+        number = step
+        for start, stop in self.skipped:
+            number += stop - start if number >= start else 0
+        return number
+
     def _global_rows(self, step: int, start: int, stop: int | None) -> Int64[np.ndarray, "rows"]:
         stop = self.global_batch if stop is None else stop
         if step < 0 or not 0 <= start <= stop <= self.global_batch:
             raise IndexError(f"step {step}, rows {start}..{stop} of {self.global_batch}")
-        return step * self.global_batch + np.arange(start, stop, dtype=np.int64)
+        first = self.number_of(step) * self.global_batch
+        return first + np.arange(start, stop, dtype=np.int64)
 
     def _locate(
         self, rows: Int64[np.ndarray, "rows"]
@@ -126,6 +136,19 @@ class Batches:
                     places,
                     find_windows(ranks[places], source.store.num_tokens, self.sequence_length, key),
                 )
+
+
+def leave_out(
+    ranges: tuple[tuple[int, int], ...], start: int, stop: int
+) -> tuple[tuple[int, int], ...]:
+    """The ranges and start..stop-1, ascending, with those that meet joined."""
+    joined: list[tuple[int, int]] = []
+    for first, last in sorted((*ranges, (start, stop))):
+        if joined and first <= joined[-1][1]:
+            joined[-1] = joined[-1][0], max(last, joined[-1][1])
+        else:
+            joined.append((first, last))
+    return tuple(joined)
 
 
 def find_windows(

@@ -16,6 +16,7 @@ from operator import add
 from pathlib import Path
 from typing import TypeVar
 
+from jaxscale.data.alone import alone_in
 from jaxscale.data.manifest import (
     FILE_NAME,
     Manifest,
@@ -90,10 +91,15 @@ def prepare(
     ready = _find_finished(folder, options, records, tokenizer)
     if ready is not None:
         return ready
-    work = _Work(folder, files, records, options, tokenizer, workers, report)
-    split_by, parts = _tokenize(work)
-    _write_stores(work, split_by, parts)
-    return _open(folder, options, reused=False)
+    with alone_in(folder):
+        # Every process of a run prepares: those that waited find what the first one made.
+        ready = _find_finished(folder, options, records, tokenizer)
+        if ready is not None:
+            return ready
+        work = _Work(folder, files, records, options, tokenizer, workers, report)
+        split_by, parts = _tokenize(work)
+        _write_stores(work, split_by, parts)
+        return _open(folder, options, reused=False)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from jaxscale.checkpoint.places import Place, check_reachable, open_place
 from jaxscale.errors import UserError
 
 MAX_IN_FLIGHT = 32
@@ -91,51 +92,25 @@ class RemoteFile:
             part[:] = data
 
 
+def open_file(place: Place) -> ByteFile:
+    """The file at a place; its absence shows when it is read."""
+    if isinstance(place, Path):
+        return LocalFile(place)
+    return RemoteFile(place.fs, place.path, str(place))
+
+
+def open_folder(location: str) -> Place:
+    """The directory at a path or URL.
+
+    Raises UserError if there is none, no library that reaches it, or no right to.
+    """
+    place = open_place(location)
+    check_reachable(place)
+    if not place.is_dir():
+        what = "is a file, not a directory" if place.exists() else "does not exist"
+        raise UserError(f"{place} {what}: give a directory with config.json and *.safetensors")
+    return place
+
+
 def ended_early(name: str, wanted: int) -> UserError:
     return UserError(f"{name} ends before byte {wanted:,}: it changed while it was read")
-
-
-@dataclass(frozen=True)
-class Folder:
-    """A directory, local or remote.
-
-    location: as the user wrote it.
-    """
-
-    location: str
-    system: Any
-    path: str
-
-    @property
-    def is_local(self) -> bool:
-        protocol = self.system.protocol
-        return "file" in ([protocol] if isinstance(protocol, str) else protocol)
-
-    def names(self) -> list[str]:
-        """Files directly inside, sorted."""
-        found = self.system.ls(self.path, detail=True)
-        return sorted(one["name"].rsplit("/", 1)[-1] for one in found if one["type"] == "file")
-
-    def open(self, name: str) -> ByteFile:
-        if self.is_local:
-            return LocalFile(Path(self.path) / name)
-        return RemoteFile(self.system, f"{self.path}/{name}", f"{self.location}/{name}")
-
-    def read(self, name: str) -> bytes:
-        """All of a small file."""
-        return bytes(self.system.cat_file(f"{self.path}/{name}"))
-
-
-def open_folder(location: str) -> Folder:
-    """The directory at a path or URL. Raises UserError if there is none, or no library that reaches it."""
-    import fsspec
-
-    try:
-        system, path = fsspec.core.url_to_fs(location)
-    except (ImportError, ValueError) as error:
-        raise UserError(f"{location} cannot be opened: {error}") from error
-    path = path.rstrip("/")
-    if not system.isdir(path):
-        what = "is a file, not a directory" if system.exists(path) else "does not exist"
-        raise UserError(f"{location} {what}: give a directory with config.json and *.safetensors")
-    return Folder(location.rstrip("/"), system, path)

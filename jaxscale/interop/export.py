@@ -4,23 +4,25 @@ import json
 import shutil
 from pathlib import Path
 
+from jaxscale.checkpoint.places import Place, open_place
 from jaxscale.errors import UserError
 from jaxscale.interop.export_job import EXPORT_FILE, Exported, ExportJob
 from jaxscale.interop.journal import Journal, open_journal, write_atomically
-from jaxscale.interop.remote_export import export_to_store, is_remote
+from jaxscale.interop.remote_export import export_to_store
 from jaxscale.interop.shard_writer import ShardWriter, crc_of
 from jaxscale.interop.shards import INDEX_FILE, index, shares
 
 
-def export_tensors(job: ExportJob, out: Path | str) -> Exported:
+def export_tensors(job: ExportJob, out: Place | str) -> Exported:
     """Write an export to a directory or a URL; run again to go on after an interruption.
 
     The index (of more than one file) comes last. Raises UserError for a target that holds something else, a damaged
     checkpoint, no room, or overflows that are not allowed; OSError where the disk fails.
     """
-    if is_remote(str(out)):
-        return export_to_store(job, str(out))
-    return _export_to_directory(job, Path(out))
+    place = open_place(out)
+    if isinstance(place, Path):
+        return _export_to_directory(job, place)
+    return export_to_store(job, place)
 
 
 def _export_to_directory(job: ExportJob, out: Path) -> Exported:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxscale.checkpoint.locate import Located, locate
+from jaxscale.checkpoint.places import Place
 from jaxscale.checkpoint.stored import StoredArrays
 from jaxscale.config.model_section import ModelSection
 from jaxscale.errors import UserError
@@ -27,8 +28,8 @@ _DEFAULTS = ExportOptions()
 
 
 def export_hf(
-    checkpoint: Path,
-    out: Path | str,
+    checkpoint: Place | str,
+    out: Place | str,
     *,
     step: int | None = None,
     dtype: np.dtype[Any] | None = None,
@@ -37,8 +38,8 @@ def export_hf(
 ) -> Exported:
     """Write `out` so that `transformers` loads it unchanged; run it again to go on after an interruption.
 
-    checkpoint: a run directory, or one checkpoint of it. step: which one of a run (default: the newest).
-    out: a directory, or a URL (gs://, s3://).
+    checkpoint: a run directory, or one checkpoint of it. step: which one of a run (default: the newest). out: a
+    directory. Each a path or a URL (gs://, s3://).
     dtype: of the weights (default: as stored). part: `params` or `average` (default: the average where it was kept).
     Raises UserError where the input is wrong (see `export_tensors`), and for a model that no Hugging Face family
     computes; nothing is ever written to the checkpoint.
@@ -69,7 +70,7 @@ class StoredModel:
         return self.stored.manifest.metadata
 
 
-def open_model(checkpoint: Path, step: int | None) -> StoredModel:
+def open_model(checkpoint: Place | str, step: int | None) -> StoredModel:
     """Raises UserError where there is no checkpoint, or where it does not say which model it holds."""
     located = locate(checkpoint, step)
     stored = StoredArrays(located.checkpoint)

@@ -2,19 +2,19 @@
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from isal import isal_zlib
 
 from jaxscale.checkpoint.casting import overflow_message
-from jaxscale.checkpoint.integrity import CHECKSUMS_FILE, find_problems
+from jaxscale.checkpoint.integrity import find_problems
+from jaxscale.checkpoint.layout import CHECKSUMS_FILE
 from jaxscale.errors import UserError
-from jaxscale.interop import crc
 from jaxscale.interop.names import Tensor
 from jaxscale.interop.shards import Piece, Shard, pieces, plan_shards
 from jaxscale.interop.tensor_source import TensorSource
@@ -22,7 +22,8 @@ from jaxscale.interop.tensor_source import TensorSource
 EXPORT_FILE = "export.json"
 # In the hands of each thread, and its source with it: twice as much where that is fp32 and the target bf16.
 PIECE_BYTES = 16 * 2**20
-_MAX_THREADS = 4
+# Half of them wait for the disk while the others convert. On two cores 4 took 0.85 of the time of 2.
+_THREADS = 4
 Report = Callable[[int], None]
 # CRC-32 of pieces, by where they begin in their file.
 Sums = Mapping[int, int]
@@ -54,7 +55,7 @@ class ExportOptions:
 
     @property
     def threads(self) -> int:
-        return self.num_threads or min(_MAX_THREADS, os.cpu_count() or 1)
+        return self.num_threads or _THREADS
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ class ExportJob:
         for piece in self.pieces:
             known = sums[piece.shard.file][piece.offset]
             parts.setdefault(piece.tensor.name, []).append((known, piece.num_bytes))
-        totals = {name: crc.combine(found) for name, found in parts.items()}
+        totals = {name: _crc_of_whole(found) for name, found in parts.items()}
         document = {
             "format": 1,
             "step": self.source.stored.manifest.step,
@@ -154,6 +155,13 @@ class ExportJob:
             "files": {shard.file: _file_record(shard, totals) for shard in self.shards},
         }
         return json.dumps(document, indent=1) + "\n"
+
+
+def _crc_of_whole(parts: Iterable[tuple[int, int]]) -> int:
+    total = 0
+    for crc, length in parts:
+        total = isal_zlib.crc32_combine(total, crc, length)
+    return total
 
 
 def _file_record(shard: Shard, totals: Mapping[str, int]) -> dict[str, Any]:

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from jaxscale.checkpoint.places import Place, file_names
 from jaxscale.checkpoint.stored import Box
 from jaxscale.config.model_section import ModelSection
 from jaxscale.errors import UserError
-from jaxscale.interop.byte_ranges import Folder, open_folder
+from jaxscale.interop.byte_ranges import open_folder
 from jaxscale.interop.hf_config import FromHf, from_hf_config
 from jaxscale.interop.hf_weights import Stored, open_weights, read_finite, without_copied_head
 from jaxscale.interop.match import match
@@ -49,14 +50,14 @@ def open_hf(
     section = section or found.section
     model = blueprint(model_builder(section))
     names = bind(found.family.names, model.description)
-    matched = match(names, without_copied_head(names, stored), folder.location)
+    matched = match(names, without_copied_head(names, stored), str(folder))
     dtypes = Counter(tensor.numpy_dtype.name for tensor in matched.values())
 
     def read_theirs(name: str, box: Box) -> np.ndarray[Any, Any]:
         return read_finite(matched[name], box)
 
     facts = {
-        "from": folder.location,
+        "from": str(folder),
         "format": "safetensors",
         "family": found.family.model_type,
         "dtypes": dict(dtypes),
@@ -71,29 +72,29 @@ def hf_section(location: str) -> ModelSection:
     return _read_config(open_folder(location), ignore=())[0].section
 
 
-def tokenizer_files(folder: Folder) -> dict[str, bytes]:
+def tokenizer_files(folder: Place) -> dict[str, bytes]:
     """What of a directory belongs to its tokenizer and to generation, by file name."""
-    present = set(folder.names())
-    return {name: folder.read(name) for name in TOKENIZER_FILES if name in present}
+    present = set(file_names(folder))
+    return {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if name in present}
 
 
-def _read_config(folder: Folder, ignore: Collection[str]) -> tuple[FromHf, Stored]:
+def _read_config(folder: Place, ignore: Collection[str]) -> tuple[FromHf, Stored]:
     config = _read_json(folder, CONFIG_FILE)
     stored = open_weights(folder)
-    name = f"{folder.location}/{CONFIG_FILE}"
+    name = f"{folder}/{CONFIG_FILE}"
     return from_hf_config(config, name, tensors=stored, ignore=ignore), stored
 
 
-def _read_json(folder: Folder, name: str) -> Mapping[str, Any]:
+def _read_json(folder: Place, name: str) -> Mapping[str, Any]:
     try:
-        values = json.loads(folder.read(name))
+        values = json.loads((folder / name).read_bytes())
     except FileNotFoundError:
         raise UserError(
-            f"{folder.location} has no {name}: give the directory of a Hugging Face model; this one has "
-            f"{', '.join(folder.names()[:8]) or 'no files'}"
+            f"{folder} has no {name}: give the directory of a Hugging Face model; this one has "
+            f"{', '.join(file_names(folder)[:8]) or 'no files'}"
         ) from None
     except ValueError as error:
-        raise UserError(f"{folder.location}/{name} is not JSON: {error}") from error
+        raise UserError(f"{folder}/{name} is not JSON: {error}") from error
     if not isinstance(values, dict):
-        raise UserError(f"{folder.location}/{name} holds no object")
+        raise UserError(f"{folder}/{name} holds no object")
     return values

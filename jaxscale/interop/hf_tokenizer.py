@@ -1,13 +1,13 @@
 """The tokenizer of a run as Hugging Face reads it."""
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from jaxscale.checkpoint.locate import TOKENIZER_FOLDER
+from jaxscale.checkpoint.places import Place, copy_file, file_names
 from jaxscale.data.tokenizers import BYTES, FILE_NAME, FileTokenizer, Tokenizer, load_tokenizer
 from jaxscale.interop.journal import write_atomically
-from jaxscale.interop.run_directory import TOKENIZER_FOLDER
 
 CONFIG_FILE = "tokenizer_config.json"
 _END_OF_DOCUMENT = "<|endoftext|>"
@@ -18,10 +18,10 @@ class RunTokenizer:
     """A run's tokenizer. folder: its files, None for bytes."""
 
     tokenizer: Tokenizer
-    folder: Path | None
+    folder: Place | None
 
 
-def find_tokenizer(run: Path | None, fingerprint: str | None) -> RunTokenizer | None:
+def find_tokenizer(run: Place | None, fingerprint: str | None) -> RunTokenizer | None:
     """The tokenizer that a checkpoint was trained with, from its run directory; None where it is not to be found.
 
     fingerprint: as the checkpoint notes it.
@@ -38,9 +38,8 @@ def find_tokenizer(run: Path | None, fingerprint: str | None) -> RunTokenizer | 
 def write_hf_tokenizer(found: RunTokenizer, out: Path, max_positions: int | None) -> None:
     """`tokenizer.json` and what goes with it. Files that came with an imported model are passed on as they are."""
     if found.folder is not None:
-        for path in sorted(found.folder.iterdir()):
-            if path.is_file():
-                shutil.copyfile(path, out / path.name)
+        for name in file_names(found.folder):
+            copy_file(found.folder / name, out / name)
     if not (out / FILE_NAME).is_file():
         write_atomically(out / FILE_NAME, bytes_definition())
     if not (out / CONFIG_FILE).is_file():

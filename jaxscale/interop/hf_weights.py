@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from jaxscale.checkpoint.places import Place, file_names
 from jaxscale.checkpoint.stored import Box
 from jaxscale.errors import UserError
-from jaxscale.interop.byte_ranges import Folder
+from jaxscale.interop.byte_ranges import open_file
 from jaxscale.interop.layout import whole
 from jaxscale.interop.match import spelling
 from jaxscale.interop.names import NameMap
@@ -25,15 +26,15 @@ _SHOWN = 12
 _ROWS_COMPARED = 64
 
 
-def open_weights(folder: Folder) -> dict[str, StoredTensor]:
+def open_weights(folder: Place) -> dict[str, StoredTensor]:
     """Every tensor of the directory's safetensors files, by name, without reading one.
 
     Raises UserError for a directory without them, pickle files, and files that are missing, damaged or truncated.
     """
-    names = folder.names()
+    names = file_names(folder)
     found: dict[str, StoredTensor] = {}
     for name in _weight_files(folder, names):
-        for tensor in read_header(folder.open(name)).values():
+        for tensor in read_header(open_file(folder / name)).values():
             if tensor.name in found:
                 raise UserError(
                     f"{tensor.name} is in {found[tensor.name].file.name} and in {tensor.file.name}: keep one of them"
@@ -68,14 +69,12 @@ def read_finite(tensor: StoredTensor, box: Box) -> np.ndarray[Any, Any]:
     return values
 
 
-def _weight_files(folder: Folder, names: Sequence[str]) -> list[str]:
+def _weight_files(folder: Place, names: Sequence[str]) -> list[str]:
     if INDEX_FILE in names:
         files = _indexed(folder)
         missing = sorted(set(files) - set(names))
         if missing:
-            raise UserError(
-                f"{folder.location} lacks {', '.join(missing)}, which {INDEX_FILE} names"
-            )
+            raise UserError(f"{folder} lacks {', '.join(missing)}, which {INDEX_FILE} names")
         return files
     files = [name for name in names if name.endswith(".safetensors")]
     whole_model = [name for name in files if name.startswith("model")]
@@ -85,36 +84,34 @@ def _weight_files(folder: Folder, names: Sequence[str]) -> list[str]:
     return whole_model or files
 
 
-def _indexed(folder: Folder) -> list[str]:
+def _indexed(folder: Place) -> list[str]:
     try:
-        index = json.loads(folder.read(INDEX_FILE))
+        index = json.loads((folder / INDEX_FILE).read_bytes())
         return sorted(set(index["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{folder.location}/{INDEX_FILE} is damaged: {error!r}") from error
+        raise UserError(f"{folder}/{INDEX_FILE} is damaged: {error!r}") from error
 
 
-def _check_shards(folder: Folder, files: Sequence[str]) -> None:
+def _check_shards(folder: Place, files: Sequence[str]) -> None:
     shards = [match for match in map(_SHARD.search, files) if match]
     present = {int(shard[1]) for shard in shards}
     total = max((int(shard[2]) for shard in shards), default=0)
     missing = sorted(set(range(1, total + 1)) - present)
     if missing:
-        raise UserError(f"{folder.location} lacks part {missing} of {total} of its model files")
+        raise UserError(f"{folder} lacks part {missing} of {total} of its model files")
 
 
-def _no_weights(folder: Folder, names: Sequence[str]) -> UserError:
+def _no_weights(folder: Place, names: Sequence[str]) -> UserError:
     pickles = [name for name in names if name.endswith(_PICKLES)]
     if not pickles:
-        return UserError(
-            f"{folder.location} has no *.safetensors file; it has {', '.join(names[:_SHOWN])}"
-        )
+        return UserError(f"{folder} has no *.safetensors file; it has {', '.join(names[:_SHOWN])}")
     return UserError(
-        f"{folder.location} has its weights in {', '.join(pickles[:3])}: a pickle runs whatever code it holds when it "
+        f"{folder} has its weights in {', '.join(pickles[:3])}: a pickle runs whatever code it holds when it "
         "is opened, so jaxscale does not open it. Convert it with PyTorch told to refuse code (weights_only):\n"
         '  python -c "import sys, torch; from safetensors.torch import save_file; '
         "save_file({k: v.clone().contiguous() for k, v in "
         "torch.load(sys.argv[1], map_location='cpu', weights_only=True).items()}, sys.argv[2])\" "
-        f"{folder.location}/{pickles[0]} {folder.location}/model.safetensors"
+        f"{folder}/{pickles[0]} {folder}/model.safetensors"
     )
 
 

@@ -9,14 +9,16 @@ It lives in `.export/` inside the target until the export is complete:
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from jaxscale.checkpoint.places import Place
 from jaxscale.errors import UserError
 
 FOLDER = ".export"
 PLAN_FILE = "plan.json"
+_SHOWN = 3
 # By file, then by offset in the file: CRC-32 of the piece that begins there.
 Done = dict[str, dict[int, int]]
 
@@ -64,17 +66,27 @@ def open_journal(target: Path, process: int, fingerprint: str) -> Journal:
     if target.exists() and not target.is_dir():
         raise UserError(f"{target} is a file: name a directory to export into")
     if not plan.is_file() and target.is_dir() and any(_others(target)):
-        raise UserError(
-            f"{target} is not empty ({', '.join(sorted(_others(target))[:3])}, ...): name a new or an empty directory"
-        )
+        raise not_empty(target, _others(target))
     journal.folder.mkdir(parents=True, exist_ok=True)
-    if plan.is_file() and json.loads(plan.read_bytes()).get("fingerprint") != fingerprint:
+    if plan.is_file():
+        check_same_export(target, json.loads(plan.read_bytes()), fingerprint)
+    write_atomically(plan, json.dumps({"fingerprint": fingerprint}) + "\n")
+    return journal
+
+
+def not_empty(target: Place, names: Collection[str]) -> UserError:
+    """What to say of a target that holds something else."""
+    shown = ", ".join(sorted(names)[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+    return UserError(f"{target} is not empty ({shown}): name a new or an empty directory")
+
+
+def check_same_export(target: Place, plan: Mapping[str, str], fingerprint: str) -> None:
+    """Raises UserError if what was begun in the target is another export."""
+    if plan.get("fingerprint") != fingerprint:
         raise UserError(
             f"{target} holds another export that is not finished (of another checkpoint, or with other options): go on "
             "with that one, or remove the directory"
         )
-    write_atomically(plan, json.dumps({"fingerprint": fingerprint}) + "\n")
-    return journal
 
 
 def write_atomically(path: Path, text: str) -> None:

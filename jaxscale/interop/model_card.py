@@ -1,14 +1,17 @@
 """`README.md` of an exported model: what it is and how it was trained, from the checkpoint's own record."""
 
 import math
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxscale.checkpoint.places import Place, copy_file
 from jaxscale.models.description import Description
 from jaxscale.telemetry import metrics
 from jaxscale.telemetry.format import compact
 
+METRICS_FILE = "metrics.jsonl"
 _FRONT = """---
 library_name: transformers
 pipeline_tag: text-generation
@@ -30,7 +33,7 @@ def model_card(
     description: Description,
     *,
     step: int,
-    run: Path | None,
+    run: Place | None,
     notes: list[str],
 ) -> str:
     """Markdown. metadata: of the checkpoint; run: its directory, where the losses are."""
@@ -44,7 +47,7 @@ def model_card(
 
 
 def _facts(
-    metadata: Mapping[str, Any], description: Description, step: int, run: Path | None
+    metadata: Mapping[str, Any], description: Description, step: int, run: Place | None
 ) -> Iterator[tuple[str, str]]:
     config = metadata["config"]
     count = sum(spec.size for spec in description.values())
@@ -97,13 +100,23 @@ def _last_name(path: str) -> str:
     return path.rstrip("/").rsplit("/", 1)[-1]
 
 
-def _losses(run: Path | None, step: int) -> Iterator[tuple[str, str]]:
+def _losses(run: Place | None, step: int) -> Iterator[tuple[str, str]]:
     """The newest losses up to the step, where the run's own record is there."""
-    records = [] if run is None else metrics.read(run / "metrics.jsonl")
+    records = [] if run is None else _records(run / METRICS_FILE)
     for key, name in (("loss", "training loss"), ("eval_loss", "evaluation loss")):
         values = [r[key] for r in records if r["step"] <= step and isinstance(r.get(key), float)]
         if values:
             yield name, f"{values[-1]:.4f} nats a token (perplexity {math.exp(values[-1]):,.2f})"
+
+
+def _records(file: Place) -> list[dict[str, Any]]:
+    if isinstance(file, Path):
+        return metrics.read(file)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / METRICS_FILE
+        if file.exists():
+            copy_file(file, copy)
+        return metrics.read(copy)
 
 
 def _layout(plan: Mapping[str, Any]) -> str:

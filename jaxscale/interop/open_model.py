@@ -2,16 +2,17 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-import jax
 import numpy as np
-from jax.sharding import NamedSharding, SingleDeviceSharding
+from jax.sharding import NamedSharding
 
+from jaxscale.checkpoint.store_arrays import in_boxes
 from jaxscale.checkpoint.stored import Box
 from jaxscale.config.model_section import ModelSection
 from jaxscale.interop.names import NameMap, ReadNamed, read_ours
-from jaxscale.models.description import Blueprint, Params, ParamSpec
+from jaxscale.models.description import Blueprint, Params
 
 
 @dataclass(frozen=True)
@@ -43,24 +44,8 @@ class OpenModel:
 
 
 def load_params(source: OpenModel, shardings: Mapping[str, NamedSharding]) -> Params:
-    """All parameters in their places; each process reads what its own devices hold."""
+    """All parameters in their places; each process reads what its own devices hold, box by box."""
     return {
-        path: _load(source, path, spec, shardings[path])
+        path: in_boxes(spec.shape, shardings[path], partial(source.read, path))
         for path, spec in source.model.description.items()
     }
-
-
-def _load(source: OpenModel, path: str, spec: ParamSpec, sharding: NamedSharding) -> jax.Array:
-    """Box by box: each is read once, however many devices hold it, and handed over before the next."""
-    holders: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
-    for device, index in sharding.addressable_devices_indices_map(spec.shape).items():
-        assert index is not None
-        pairs = zip(index, spec.shape, strict=True)
-        bounds = tuple(range_.indices(size)[:2] for range_, size in pairs)
-        holders.setdefault(bounds, []).append(device)
-    arrays = []
-    for bounds, devices in holders.items():
-        block = source.read(path, tuple(slice(*bound) for bound in bounds))
-        places = (SingleDeviceSharding(d, memory_kind=sharding.memory_kind) for d in devices)
-        arrays += [jax.device_put(block, place) for place in places]
-    return jax.make_array_from_single_device_arrays(spec.shape, sharding, arrays)

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import TypeVar
 
 from jaxscale.checkpoint.manifest import Manifest
+from jaxscale.checkpoint.places import Place
 from jaxscale.checkpoint.streamed import StreamedCheckpoint
 from jaxscale.interop.open_model import OpenModel
 
@@ -25,7 +25,7 @@ _AHEAD = 1
 
 
 def write_params(
-    source: OpenModel, manifest: Manifest, directory: Path, progress: Progress
+    source: OpenModel, manifest: Manifest, directory: Place, progress: Progress
 ) -> None:
     """Write the checkpoint of `manifest`, whose arrays are the model's parameters, below `directory`.
 

@@ -1,6 +1,6 @@
 """Starting from weights that are there already: `load_pretrained`, and `model.init_from` of a run.
 
-A location is a Hugging Face directory, a GGUF file, or a run directory of ours.
+A location is a Hugging Face directory, a GGUF file, or a run directory of ours: a path, or a URL (gs://, s3://).
 """
 
 from collections.abc import Collection, Iterator
@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
+import yaml
 from jax.sharding import Mesh
 
 from jaxscale.checkpoint.checkpointer import Checkpointer
 from jaxscale.checkpoint.keep import Keep
-from jaxscale.config.loading import load_config
+from jaxscale.checkpoint.locate import RUN_FILE, TOKENIZER_FOLDER, checkpoints_below
+from jaxscale.checkpoint.places import check_reachable, file_names, open_place
+from jaxscale.config.loading import load_config, validate
 from jaxscale.config.model_section import ModelSection
 from jaxscale.config.plan import Plan
 from jaxscale.config.run import RunConfig
@@ -23,14 +26,11 @@ from jaxscale.interop.gguf_import import open_gguf
 from jaxscale.interop.hf_config import meaning
 from jaxscale.interop.hf_import import CONFIG_FILE, hf_section, open_hf, tokenizer_files
 from jaxscale.interop.open_model import OpenModel, load_params
-from jaxscale.interop.run_directory import TOKENIZER_FOLDER
 from jaxscale.models.build import model_builder
 from jaxscale.models.description import Blueprint, Params, blueprint
 from jaxscale.models.families import resolve
 from jaxscale.parallel.mesh import auto_plan, make_mesh
 from jaxscale.parallel.placement import Placement, place
-
-RUN_FILE = "config.yaml"
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def load_pretrained(
         section = _section_of(location)
         model = blueprint(model_builder(section))
         placement = _placed(model, plan, mesh)
-        return Pretrained(section, model, placement, _of_run(Path(location), model, placement))
+        return Pretrained(section, model, placement, _of_run(location, model, placement))
     source = _open(location, ignore)
     placement = _placed(source.model, plan, mesh)
     params = load_params(source, placement.shardings(source.model.description))
@@ -102,7 +102,7 @@ def initial_params(section: ModelSection, model: Blueprint, placement: Placement
     location = section.init_from
     assert location is not None
     if _is_run(location):
-        return _of_run(Path(location), model, placement)
+        return _of_run(location, model, placement)
     source = open_hf(location, section=section)
     return load_params(source, placement.shardings(model.description))
 
@@ -129,10 +129,10 @@ def keep_tokenizer_files(config: RunConfig, run: Path) -> None:
 def _section_of(location: str) -> ModelSection:
     """Raises UserError where there is neither a run nor a Hugging Face model."""
     if _is_run(location):
-        return load_config(Path(location) / RUN_FILE).model
+        return _config_of(location).model
     if location.endswith(".gguf"):
         raise UserError(f"make a run of it first: jaxscale import gguf {location} RUN")
-    if CONFIG_FILE not in open_folder(location).names():
+    if CONFIG_FILE not in file_names(open_folder(location)):
         raise UserError(
             f"{location} has neither {CONFIG_FILE} (a Hugging Face model) nor {RUN_FILE} (a run)"
         )
@@ -141,21 +141,30 @@ def _section_of(location: str) -> ModelSection:
 
 def _tokenizer_of(location: str) -> str | None:
     if _is_run(location):
-        folder = Path(location) / TOKENIZER_FOLDER
+        folder = open_place(location) / TOKENIZER_FOLDER
         return str(folder) if folder.is_dir() else None
-    return location if FILE_NAME in open_folder(location).names() else None
+    return location if FILE_NAME in file_names(open_folder(location)) else None
 
 
 def _is_run(location: str) -> bool:
-    return (Path(location) / RUN_FILE).is_file()
+    place = open_place(location)
+    check_reachable(place)
+    return (place / RUN_FILE).is_file()
 
 
-def _of_run(directory: Path, model: Blueprint, placement: Placement) -> Params:
+def _config_of(location: str) -> RunConfig:
+    file = open_place(location) / RUN_FILE
+    if isinstance(file, Path):
+        return load_config(file)
+    return validate(yaml.safe_load(file.read_bytes()), source=str(file))
+
+
+def _of_run(location: str, model: Blueprint, placement: Placement) -> Params:
     shardings = placement.shardings(model.description)
-    with Checkpointer(directory / "checkpoints", Keep()) as checkpoints:
+    with Checkpointer(checkpoints_below(open_place(location)), Keep()) as checkpoints:
         step = checkpoints.latest_good()
         if step is None:
-            raise UserError(f"{directory} has no good checkpoint")
+            raise UserError(f"{location} has no good checkpoint")
         stored = [entry.path for entry in checkpoints.manifest(step)]
         part = "average/" if any(path.startswith("average/") for path in stored) else "params/"
         target = {

@@ -9,110 +9,82 @@ files. What is finished is noted beside them until all is, one small object a fi
 
 import json
 import tempfile
-import zlib
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from isal import isal_zlib
+from upath import UPath
+
+from jaxscale.checkpoint.places import check_reachable, file_names, remove_tree
 from jaxscale.errors import UserError
 from jaxscale.interop.export_job import EXPORT_FILE, Exported, ExportJob, Sums, pieces_by_file
-from jaxscale.interop.journal import FOLDER, PLAN_FILE
+from jaxscale.interop.journal import FOLDER, PLAN_FILE, check_same_export, not_empty
 from jaxscale.interop.shards import INDEX_FILE, Piece, Shard, index, shares
 
 _BLOCK_BYTES = 16 * 2**20
 
 
-def is_remote(location: str) -> bool:
-    """Whether a location is a URL and not a path."""
-    return "://" in location
-
-
-@dataclass(frozen=True)
-class Store:
-    """A directory of an object store. location: as the user wrote it."""
-
-    system: Any
-    path: str
-    location: str
-
-    def names(self) -> set[str]:
-        """Files directly inside."""
-        if not self.system.exists(self.path):
-            return set()
-        found = self.system.ls(self.path, detail=True)
-        return {one["name"].rsplit("/", 1)[-1] for one in found if one["type"] == "file"}
-
-    def at(self, name: str) -> str:
-        return f"{self.path}/{name}"
-
-    def read_json(self, name: str) -> Any:
-        """None where there is no such object."""
-        path = self.at(name)
-        return json.loads(self.system.cat_file(path)) if self.system.exists(path) else None
-
-    def write(self, name: str, content: bytes) -> None:
-        self.system.pipe_file(self.at(name), content)
-
-
-def export_to_store(job: ExportJob, location: str) -> Exported:
+def export_to_store(job: ExportJob, out: UPath) -> Exported:
     """As `export_tensors`, below a URL. Shares among processes are even to within a file."""
-    store = _open_store(location)
-    finished = store.read_json(EXPORT_FILE)
+    check_reachable(out)
+    finished = _read_json(out / EXPORT_FILE)
     if finished is not None and finished.get("fingerprint") == job.fingerprint:
-        return job.result(location, complete=True, skipped=len(job.pieces))
-    _check_target(store, job)
+        _check_finished(out, finished)
+        return job.result(out, complete=True, skipped=len(job.pieces))
+    _check_target(out, job)
     job.check_source()
     pieces, skipped, overflows = pieces_by_file(job.pieces), 0, Counter[str]()
     for shard in shares(job.shards, job.options.num_processes)[job.options.process]:
-        if _is_good(store, shard, pieces[shard.file]):
+        if _is_good(out, shard, pieces[shard.file]):
             skipped += len(pieces[shard.file])
         else:
-            overflows.update(_upload(store, job, shard, pieces[shard.file]))
+            overflows.update(_upload(out, job, shard, pieces[shard.file]))
     job.check_overflows(overflows)
-    sums = {shard.file: _noted(store, shard) for shard in job.shards}
+    sums = {shard.file: _noted(out, shard) for shard in job.shards}
     complete = all(found is not None for found in sums.values())
     if complete:
-        _upload_the_rest(store, job, {file: found or {} for file, found in sums.items()})
-    return job.result(location, complete=complete, skipped=skipped)
+        _upload_the_rest(out, job, {file: found or {} for file, found in sums.items()})
+    return job.result(out, complete=complete, skipped=skipped)
 
 
-def _open_store(location: str) -> Store:
-    import fsspec
-
-    try:
-        system, path = fsspec.core.url_to_fs(location)
-    except (ImportError, ValueError) as error:
-        raise UserError(f"{location} cannot be opened: {error}") from error
-    return Store(system, path.rstrip("/"), location)
+def _read_json(place: UPath) -> Any:
+    """None where there is no such object."""
+    return json.loads(place.read_bytes()) if place.exists() else None
 
 
-def _check_target(store: Store, job: ExportJob) -> None:
-    plan = store.read_json(f"{FOLDER}/{PLAN_FILE}")
-    if plan is None and store.names():
-        shown = ", ".join(sorted(store.names())[:3])
-        raise UserError(f"{store.location} is not empty ({shown}, ...): name another place")
-    if plan is not None and plan.get("fingerprint") != job.fingerprint:
-        raise UserError(
-            f"{store.location} holds another export that is not finished (of another checkpoint, or with other "
-            "options): go on with that one, or remove it"
-        )
-    store.write(f"{FOLDER}/{PLAN_FILE}", json.dumps({"fingerprint": job.fingerprint}).encode())
+def _check_finished(out: UPath, record: dict[str, Any]) -> None:
+    """What is cheap to see of a store: each file's size. Their bytes were read back when they were written."""
+    for name, one in record["files"].items():
+        if not (out / name).exists() or (out / name).stat().st_size != one["bytes"]:
+            raise UserError(
+                f"{out} held this export, and {name} is gone or has another size since: remove it and export again"
+            )
 
 
-def _upload(store: Store, job: ExportJob, shard: Shard, pieces: dict[int, Piece]) -> Counter[str]:
+def _check_target(out: UPath, job: ExportJob) -> None:
+    plan, names = _read_json(out / FOLDER / PLAN_FILE), file_names(out)
+    if plan is None and names:
+        raise not_empty(out, names)
+    if plan is not None:
+        check_same_export(out, plan, job.fingerprint)
+    (out / FOLDER / PLAN_FILE).write_text(json.dumps({"fingerprint": job.fingerprint}))
+
+
+def _upload(out: UPath, job: ExportJob, shard: Shard, pieces: dict[int, Piece]) -> Counter[str]:
     """Stream a file, read it back, note it. The overflows by tensor; where they are refused the file is given up."""
     sums: dict[int, int] = {}
     overflows: Counter[str] = Counter()
-    file = store.system.open(store.at(shard.file), "wb", block_size=_BLOCK_BYTES, autocommit=False)
+    path = (out / shard.file).path
+    file = out.fs.open(path, "wb", block_size=_BLOCK_BYTES, autocommit=False)
     try:
         file.write(shard.header)
         for piece, data, lost in _converted(job, list(pieces.values())):
             file.write(data)
-            sums[piece.offset] = zlib.crc32(data)
+            sums[piece.offset] = isal_zlib.crc32(data)
             overflows[piece.tensor.name] += lost
             job.options.report(piece.num_bytes)
         if +overflows and job.options.overflow == "refuse":
@@ -123,9 +95,10 @@ def _upload(store: Store, job: ExportJob, shard: Shard, pieces: dict[int, Piece]
     finally:
         if file is not None:
             file.discard()
-    _check_upload(store, shard, pieces, sums)
+            file.closed = True  # Else s3fs tries to finish it when it is forgotten.
+    _check_upload(out, shard, pieces, sums)
     note = json.dumps({str(at): crc for at, crc in sums.items()})
-    store.write(f"{FOLDER}/{shard.file}.json", note.encode())
+    (out / FOLDER / f"{shard.file}.json").write_text(note)
     return +overflows
 
 
@@ -144,41 +117,43 @@ def _converted(job: ExportJob, pieces: list[Piece]) -> Iterator[tuple[Piece, byt
             pending.extend(pool.submit(make, piece) for piece in islice(todo, 1))
 
 
-def _check_upload(store: Store, shard: Shard, pieces: dict[int, Piece], sums: Sums) -> None:
+def _check_upload(out: UPath, shard: Shard, pieces: dict[int, Piece], sums: Sums) -> None:
     for offset, piece in pieces.items():
-        if _crc_of(store, shard, piece) != sums[offset]:
+        if _crc_of(out / shard.file, piece) != sums[offset]:
             raise UserError(
-                f"{piece.tensor.name} reads back from {store.location}/{shard.file} other than it was written. Run the "
-                "same command again"
+                f"{piece.tensor.name} reads back from {out / shard.file} other than it was written. Run the same "
+                "command again"
             )
 
 
-def _crc_of(store: Store, shard: Shard, piece: Piece) -> int:
+def _crc_of(file: UPath, piece: Piece) -> int:
     end = piece.offset + piece.num_bytes
-    return zlib.crc32(store.system.cat_file(store.at(shard.file), start=piece.offset, end=end))
+    return isal_zlib.crc32(file.fs.cat_file(file.path, start=piece.offset, end=end))
 
 
-def _noted(store: Store, shard: Shard) -> dict[int, int] | None:
+def _noted(out: UPath, shard: Shard) -> dict[int, int] | None:
     """CRC-32 of a finished file's pieces."""
-    found = store.read_json(f"{FOLDER}/{shard.file}.json")
+    found = _read_json(out / FOLDER / f"{shard.file}.json")
     return None if found is None else {int(at): crc for at, crc in found.items()}
 
 
-def _is_good(store: Store, shard: Shard, pieces: dict[int, Piece]) -> bool:
+def _is_good(out: UPath, shard: Shard, pieces: dict[int, Piece]) -> bool:
     """Whether an earlier run finished a file, and it is still what was noted then."""
-    noted = _noted(store, shard)
-    if noted is None or shard.file not in store.names() or noted.keys() != pieces.keys():
+    noted, file = _noted(out, shard), out / shard.file
+    if noted is None or noted.keys() != pieces.keys():
         return False
-    return all(_crc_of(store, shard, piece) == noted[at] for at, piece in pieces.items())
+    if not file.exists() or file.stat().st_size != shard.num_bytes:
+        return False
+    return all(_crc_of(file, piece) == noted[at] for at, piece in pieces.items())
 
 
-def _upload_the_rest(store: Store, job: ExportJob, sums: dict[str, dict[int, int]]) -> None:
+def _upload_the_rest(out: UPath, job: ExportJob, sums: dict[str, dict[int, int]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         job.side_files(Path(folder))
         # What a reader looks for first comes last.
         for path in sorted(Path(folder).iterdir(), key=lambda path: path.name == "config.json"):
-            store.write(path.name, path.read_bytes())
-    store.write(EXPORT_FILE, job.record(sums).encode())
+            (out / path.name).write_bytes(path.read_bytes())
+    (out / EXPORT_FILE).write_text(job.record(sums))
     if len(job.shards) > 1:
-        store.write(INDEX_FILE, (json.dumps(index(job.shards), indent=2) + "\n").encode())
-    store.system.rm(store.at(FOLDER), recursive=True)
+        (out / INDEX_FILE).write_text(json.dumps(index(job.shards), indent=2) + "\n")
+    remove_tree(out / FOLDER)

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from isal import isal_zlib
 
 from jaxscale.errors import UserError
 from jaxscale.interop.export_job import Report, Sums, pieces_by_file
@@ -18,6 +18,8 @@ from jaxscale.interop.journal import Journal
 from jaxscale.interop.shards import Piece, Shard
 
 # The rows of a piece, contiguous, and how many of their values overflowed.
+# The disk writes while threads convert, so that the flush at the end of a file finds little left to do.
+_PIECES_A_FLUSH = 8
 Convert = Callable[[Piece], tuple[np.ndarray[Any, Any], int]]
 
 
@@ -59,7 +61,7 @@ class ShardWriter:
                 overflows.update(lost)
                 if not lost or self.allow_overflow:
                     every = offsets[shard.file]
-                    finishing.append(finisher.submit(self._finish, shard, every, new, good))
+                    finishing.append(finisher.submit(self._finish, pool, shard, every, new, good))
             for future in finishing:
                 future.result()
         return Written(len(own) - skipped, skipped, dict(overflows))
@@ -76,8 +78,15 @@ class ShardWriter:
         descriptor = os.open(self._partial(shard), os.O_WRONLY | os.O_CREAT, 0o644)
         try:
             write_at(descriptor, shard.header, 0)
-            results = list(pool.map(lambda piece: self._write_piece(descriptor, piece), pieces))
+            results = []
+            for result in pool.map(lambda piece: self._write_piece(descriptor, piece), pieces):
+                results.append(result)
+                if len(results) % _PIECES_A_FLUSH == 0:
+                    os.fdatasync(descriptor)
             os.fsync(descriptor)
+        except OSError as error:  # It does not know the name.
+            name = error.filename or str(self._partial(shard))
+            raise OSError(error.errno, error.strerror, name) from error
         finally:
             os.close(descriptor)
         lost: Counter[str] = Counter()
@@ -92,13 +101,19 @@ class ShardWriter:
         data = values.reshape(-1).view(np.uint8).data
         write_at(descriptor, data, piece.offset)
         self.report(piece.num_bytes)
-        return zlib.crc32(data), lost
+        return isal_zlib.crc32(data), lost
 
-    def _finish(self, shard: Shard, every: Mapping[int, Piece], new: Sums, good: Sums) -> None:
+    def _finish(
+        self,
+        pool: ThreadPoolExecutor,
+        shard: Shard,
+        every: Mapping[int, Piece],
+        new: Sums,
+        good: Sums,
+    ) -> None:
         """Read back, note, and give the file its name if all of it is there."""
         path = self._partial(shard)
-        for offset, crc in new.items():
-            self._check(path, every[offset], crc)
+        list(pool.map(lambda at: self._check(path, every[at], new[at]), new))
         if new:
             self.journal.add(shard.file, new)
         noted = self.journal.done().get(shard.file, {})
@@ -149,7 +164,7 @@ def crc_of(path: Path, offset: int, num_bytes: int) -> int:
             data = file.read(min(left, 2**20))
             if not data:
                 return -1
-            crc, left = zlib.crc32(data, crc), left - len(data)
+            crc, left = isal_zlib.crc32(data, crc), left - len(data)
     return crc
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from jax import export as jax_export
 from jaxtyping import Array, Float, Int
 
+from jaxscale.checkpoint.places import Place
 from jaxscale.errors import UserError
 from jaxscale.interop.export import export_tensors
 from jaxscale.interop.export_hf import StoredModel, open_model
@@ -51,8 +52,8 @@ class Programs:
 
 
 def export_stablehlo(
-    checkpoint: Path,
-    out: Path | str,
+    checkpoint: Place | str,
+    out: Place | str,
     *,
     step: int | None = None,
     dtype: np.dtype[Any] | None = None,
@@ -92,8 +93,10 @@ def make_programs(
         path: jax.ShapeDtypeStruct(spec.shape, dtypes[path])
         for path, spec in model.description.items()
     }
-    kernel = "reference" if sequence_length is None else "xla"
-    with use_forward_context(ForwardContext(kernels={"attention": kernel})):
+    attention = "reference" if sequence_length is None else "xla"
+    # One program for every platform has the kernels of none.
+    kernels = {"attention": attention, "matmul": "xla", "glu": "xla"}
+    with use_forward_context(ForwardContext(kernels=kernels)):
         try:
             forward = _export_forward(model, params, sequence_length)
             limits = (*_limit(model, "sequence"), *_limit(model, "new"))

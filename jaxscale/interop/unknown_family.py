@@ -18,7 +18,12 @@ def unknown_family(config: Mapping[str, Any], name: str, tensors: Collection[str
     kind, patterns = str(config.get("model_type")), {_pattern(tensor) for tensor in tensors}
     family = max(FAMILIES, key=lambda one: _likeness(one, kind, config, patterns))
     known, near = ", ".join(one.model_type for one in FAMILIES), family.model_type
-    head = f"{name}: model_type {kind!r} is not one that jaxscale reads ({known}). Nearest: {near}. What differs:"
+    said = (
+        f"model_type {kind!r} is not one"
+        if config.get("model_type")
+        else "it has no model_type, one of those"
+    )
+    head = f"{name}: {said} that jaxscale reads ({known}). Nearest: {near}. What differs:"
     advice = f"If it computes what {near} computes, say model_type: {near} in its configuration."
     return UserError("\n".join([head, *_differences(family, config, patterns), advice]))
 

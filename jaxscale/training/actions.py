@@ -1,6 +1,6 @@
 """What happens between steps: evaluation, checkpoints, samples, each at its own interval."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -13,10 +13,11 @@ from jaxscale.models.sampling import Sampling
 from jaxscale.telemetry.meter import StepMeter
 from jaxscale.telemetry.report import write_report
 from jaxscale.training.evaluation import Evaluation, evaluate, make_evaluation_step
+from jaxscale.training.health.bad_steps import History
 from jaxscale.training.job import Job
 from jaxscale.training.loop import Due
 from jaxscale.training.optimizer_state import flatten_state
-from jaxscale.training.outputs import Outputs
+from jaxscale.training.outputs import Outputs, is_main
 from jaxscale.training.resume import run_metadata
 from jaxscale.training.sampling import Sampler, make_sampler, sample_text
 from jaxscale.training.stage_order import in_model_order
@@ -42,16 +43,26 @@ def evaluated_params(state: TrainState) -> Params:
 
 
 def make_actions(
-    job: Job, outputs: Outputs, checkpoints: Checkpointer, meter: StepMeter, results: Results
+    job: Job,
+    outputs: Outputs,
+    checkpoints: Checkpointer,
+    meter: StepMeter,
+    history: Callable[[], History],
 ) -> list[Due]:
-    """All actions of a run. The checkpoint comes behind the evaluation that may make it the best."""
+    """All actions of a run. The checkpoint comes behind the evaluation that may make it the best.
+
+    history: what the run remembers at the moment of a checkpoint.
+    """
+    results = Results()
     training = job.config.training
     actions = []
     if job.corpus.eval is not None:
         actions.append(Due(training.eval_every, _Evaluate(job, outputs, meter, results)))
     if training.sample_tokens and training.sample_prompts:
         actions.append(Due(training.sample_every, _Sample(job, outputs, meter)))
-    actions.append(Due(job.config.checkpoint.every, _Save(job, checkpoints, meter, results)))
+    actions.append(
+        Due(job.config.checkpoint.every, _Save(job, checkpoints, meter, results, history))
+    )
     return actions
 
 
@@ -78,7 +89,8 @@ class _Evaluate:
             )
         self._results.evaluation = found
         self._outputs.record({"step": done, **found.record()})
-        write_report(job.directory)
+        if is_main():
+            write_report(job.directory)
 
 
 class _Sample:
@@ -113,14 +125,19 @@ class _Save:
     """A checkpoint, written behind the loop's back."""
 
     def __init__(
-        self, job: Job, checkpoints: Checkpointer, meter: StepMeter, results: Results
+        self,
+        job: Job,
+        checkpoints: Checkpointer,
+        meter: StepMeter,
+        results: Results,
+        history: Callable[[], History],
     ) -> None:
         self._job, self._checkpoints, self._meter, self._results = job, checkpoints, meter, results
+        self._history = history
 
     def __call__(self, done: int, state: TrainState) -> None:
         with self._meter.checkpoint():
             saved = in_model_order(state, self._job.specs, self._job.placement)
             arrays: Mapping[str, Any] = flatten_state(saved)
-            self._checkpoints.save(
-                done, arrays, run_metadata(self._job, done), metric_value=self._results.loss
-            )
+            metadata = run_metadata(self._job, done, self._history())
+            self._checkpoints.save(done, arrays, metadata, metric_value=self._results.loss)

@@ -4,17 +4,17 @@ The loop runs one step ahead of what it knows: while the device computes step n,
 and prepares batch n+1. It waits for the device nowhere else, but where something is due.
 """
 
-import signal
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from types import FrameType
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 
 from jaxscale.telemetry.meter import StepMeter
+from jaxscale.training.health.agreement import Agreement
+from jaxscale.training.health.watchdog import Watchdog
 from jaxscale.training.losses import Batch
 from jaxscale.training.state import TrainState
 from jaxscale.training.step import Metrics, StepFunction
@@ -40,28 +40,6 @@ class Due:
         return done == last or (self.every > 0 and done % self.every == 0)
 
 
-@dataclass
-class StopRequest:
-    """Whether a signal has asked the run to end after the step that is running."""
-
-    asked: bool = field(default=False)
-
-
-@contextmanager
-def stop_on_signal() -> Iterator[StopRequest]:
-    """SIGTERM (how schedulers announce a preemption) asks for a stop instead of ending the process."""
-    request = StopRequest()
-
-    def ask(_number: int, _frame: FrameType | None) -> None:
-        request.asked = True
-
-    previous = signal.signal(signal.SIGTERM, ask)
-    try:
-        yield request
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
 @dataclass(frozen=True)
 class Loop:
     """The parts that a loop runs over. `observe` sees the metrics of every step, in order, once they are known."""
@@ -74,30 +52,36 @@ class Loop:
     meter: StepMeter
     before_step: Callable[[int], None]
     after_step: Callable[[int, Any], None]
+    agreement: Agreement
+    watchdog: Watchdog
 
 
-def run_loop(
-    loop: Loop, state: TrainState, *, start: int, stop: int, request: StopRequest
-) -> TrainState:
-    """Steps `start` to `stop` - 1; ends early, after a whole step, if `request` asks for it."""
+def run_loop(loop: Loop, state: TrainState, *, start: int, stop: int) -> TrainState:
+    """Steps `start` to `stop` - 1; ends early, after a whole step, if the processes agree to."""
     behind: tuple[int, Metrics] | None = None
     done = start
-    while done < stop and not request.asked:
+    while done < stop and not loop.agreement.stop:
+        began = time.perf_counter()
         with loop.meter.data_wait():
             index, rows = next(loop.batches)
         assert index == done, f"batch {index} for step {done}"
         loop.before_step(done)
-        state, metrics = loop.step(state, loop.place(rows))
+        batch = loop.place(rows)
+        own_seconds = time.perf_counter() - began
+        state, metrics = loop.step(state, batch)
         done += 1
         loop.after_step(done, metrics)
         _observe(loop, behind)
+        loop.agreement.learn()
+        loop.agreement.after_step(done, own_seconds, metrics["loss"])
         behind = done, metrics
         due = [entry.action for entry in loop.actions if entry.now(done, stop)]
         if due:
             _observe(loop, behind)
             behind = None
         for action in due:
-            action(done, state)
+            with loop.watchdog.paused():
+                action(done, state)
     _observe(loop, behind)
     return state
 
@@ -108,4 +92,5 @@ def _observe(loop: Loop, known: tuple[int, Metrics] | None) -> None:
     done, metrics = known
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
     loop.meter.step_done()
+    loop.watchdog.beat(done)
     loop.observe(done, values)

@@ -12,6 +12,7 @@ from jaxscale.config.run_sections import TrainingSection
 from jaxscale.kernels.linear_cross_entropy.api import (
     LossOptions,
     LossSums,
+    Where,
     linear_cross_entropy,
     loss_and_gradients,
     loss_from_logits,
@@ -57,14 +58,14 @@ def sharded_loss(
     never differentiated: the gradient of the table is summed over the batch axes once, not once a chunk.
     """
     if placement.is_local:
+        here = Where(target=placement.target, kernels=placement.wanted("linear_cross_entropy"))
         return lambda hidden, table, targets: linear_cross_entropy(
-            hidden, table, targets, options, chunk_tokens, None, placement.platform
+            hidden, table, targets, options, chunk_tokens, here
         )
     rows, vocab = placement.mesh_axes("batch"), placement.mesh_axes("vocab")
     in_specs = (PartitionSpec(rows), PartitionSpec(vocab), PartitionSpec(rows))
-    local_loss, local_gradients = _local(
-        rows, (options, chunk_tokens, vocab or None, placement.platform)
-    )
+    where = Where(vocab or None, placement.target, placement.wanted("linear_cross_entropy"))
+    local_loss, local_gradients = _local(rows, (options, chunk_tokens, where))
     forward = local_blocks(local_loss, placement, in_specs, PartitionSpec())
     out_specs = (PartitionSpec(), PartitionSpec(rows), PartitionSpec(vocab))
     forward_and_gradients = local_blocks(local_gradients, placement, in_specs, out_specs)
@@ -86,9 +87,7 @@ def sharded_loss(
     return loss
 
 
-def _local(
-    rows: tuple[str, ...], settings: tuple[LossOptions, int, tuple[str, ...] | None, str]
-) -> Any:
+def _local(rows: tuple[str, ...], settings: tuple[LossOptions, int, Where]) -> Any:
     """The loss of one device's block, and the same with its gradients, summed over the batch axes.
 
     settings: those of `linear_cross_entropy`, from the options on.

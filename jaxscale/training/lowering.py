@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from jaxscale.config.plan import Plan
 from jaxscale.config.run import RunConfig
@@ -59,18 +60,23 @@ class AbstractJob:
 
 
 def abstract_job(
-    config: RunConfig, plan: Plan, devices: Sequence[jax.Device], *, packed: bool = True
+    config: RunConfig,
+    plan: Plan,
+    devices: Sequence[jax.Device] | Mesh,
+    *,
+    packed: bool = True,
 ) -> AbstractJob:
     """The parts of a run that its compiler sees: `make_job` without a data set.
 
-    packed: whether rows have segment ids and positions; those of the loader always have. Raises UserError for a plan
-    that does not fit the model, the batch or the devices.
+    devices: or a mesh of the plan's axes. packed: whether rows have segment ids and positions; those of the loader
+    always have. Raises UserError for a plan that does not fit the model, the batch or the devices.
     """
     check_positions(config)
     training = config.training
     check_batch(plan, training.global_batch, config.data.sequence_length)
     model = blueprint(model_builder(config.model))
-    placement = place(plan, make_mesh(plan, devices), model.description)
+    mesh = make_mesh(plan, devices) if isinstance(devices, Sequence) else devices
+    placement = place(plan, mesh, model.description)
     schedule = learning_rate(
         training.schedule, peak=training.optimizer.learning_rate, steps=training.steps
     )

@@ -1,9 +1,5 @@
-"""The metrics of each step, once they are known: logged at intervals, and watched for what is not finite."""
+"""The metrics of each step, once they are known: logged at intervals, and judged."""
 
-from collections.abc import Callable
-
-from jaxscale.config.run_sections import TrainingSection
-from jaxscale.errors import UserError
 from jaxscale.models.families import resolve
 from jaxscale.models.flops import training_flops_per_token
 from jaxscale.models.traced_flops import traced_training_flops_per_token
@@ -12,14 +8,13 @@ from jaxscale.telemetry.meter import StepMeter
 from jaxscale.telemetry.mfu import Peak, mfu
 from jaxscale.telemetry.peak import device_peak
 from jaxscale.telemetry.process import seconds_since_process_start
+from jaxscale.training.health.agreement import Agreement
+from jaxscale.training.health.judge import Judge
+from jaxscale.training.health.stragglers import straggler_message, stragglers
 from jaxscale.training.job import Job
 from jaxscale.training.loop import HostMetrics
 from jaxscale.training.outputs import Outputs
 from jaxscale.training.precision import compute_dtype
-
-
-class NonFiniteLoss(UserError):
-    """The loss or its gradient is not a number; the state is that of the step before."""
 
 
 def model_flops_per_token(job: Job) -> float:
@@ -39,7 +34,7 @@ def run_peak(job: Job) -> Peak:
 
 
 class Observer:
-    """Turns step metrics into log records. Raises NonFiniteLoss where the run's policy is to stop."""
+    """Turns step metrics into log records. Raises what the judge raises of a bad step."""
 
     def __init__(
         self,
@@ -47,10 +42,12 @@ class Observer:
         outputs: Outputs,
         meter: StepMeter,
         peak: Peak,
-        last_checkpoint: Callable[[], int | None],
+        judge: Judge,
+        agreement: Agreement,
     ) -> None:
         self._job, self._outputs, self._meter, self._peak = job, outputs, meter, peak
-        self._last_checkpoint = last_checkpoint
+        self._judge, self._agreement = judge, agreement
+        self._slow_before: list[int] = []
         self.flops_per_token = model_flops_per_token(job)
         self.first_step_seconds: float | None = None
 
@@ -58,8 +55,7 @@ class Observer:
         training = self._job.config.training
         if self.first_step_seconds is None:
             self.first_step_seconds = seconds_since_process_start()
-        if not metrics["finite"]:
-            self._not_finite(done, training)
+        self._judge(done, metrics)
         if done % self._job.config.telemetry.log_every == 0 or done in {1, training.steps}:
             self._log(done, metrics)
 
@@ -73,21 +69,22 @@ class Observer:
             peak=self._peak,
         )
         shown = {name: metrics[name] for name in ("loss", "grad_norm", "learning_rate")}
+        if self._judge.history.bad_steps:
+            shown["bad_steps"] = self._judge.history.bad_steps
         tokens = done * job.config.training.global_batch * job.config.data.sequence_length
         memory = memory_metrics(job.placement.mesh.local_devices)
         record = {"step": done, **shown, **rates, "mfu": utilization, "tokens": tokens, **memory}
-        self._outputs.record(record)
+        self._outputs.record(record | self._slowest())
 
-    def _not_finite(self, done: int, training: TrainingSection) -> None:
-        step = done - 1
-        origins = "\n  ".join(str(origin) for origin in self._job.batches.describe(step)[:8])
-        message = (
-            f"the loss or gradient of step {done} is not finite; its batch ({step}) holds\n  {origins}\n"
-            f"last checkpoint: {self._last_checkpoint()}"
-        )
-        if training.on_nonfinite == "stop":
-            raise NonFiniteLoss(
-                f"{message}. The update was not made. Lower the learning rate, or go on without such batches "
-                "with training.on_nonfinite=skip"
-            )
-        self._outputs.progress.note(f"skipped: {message}")
+    def _slowest(self) -> dict[str, float]:
+        """The process whose own part of a step takes longest; hosts that hold the others up are named once."""
+        said = self._agreement.said
+        if said is None:
+            return {}
+        slow = stragglers(said.own_seconds, said.step_seconds)
+        message = straggler_message(said.own_seconds, said.step_seconds, said.hosts)
+        if message is not None and slow != self._slow_before:
+            self._outputs.progress.note(message)
+        self._slow_before = slow
+        most = max(said.own_seconds)
+        return {"slowest_process": said.own_seconds.index(most), "slowest_own_seconds": most}

@@ -1,10 +1,12 @@
 """Where a run's results go: metrics, trackers, the screen, and the files of the run directory."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from jaxscale.config.plan import Plan
 from jaxscale.config.run import RunConfig
@@ -18,17 +20,30 @@ from jaxscale.telemetry.trackers import Tracker, make_trackers
 TOKENIZER_FOLDER = "tokenizer"
 
 
+def is_main() -> bool:
+    """Whether this process speaks for the run: of several that share its directory, one writes."""
+    return jax.process_index() == 0
+
+
+def to_nobody(_values: Mapping[str, Any]) -> None:
+    """Where nothing is exposed."""
+
+
 @dataclass(frozen=True)
 class Outputs:
-    """The open outputs of one process of a run."""
+    """The open outputs of a run; those of a process that does not speak for it take everything and show nothing."""
 
     directory: Path
-    log: MetricsLog
+    log: MetricsLog | None
     tracker: Tracker
     progress: Progress
+    expose: Callable[[Mapping[str, Any]], None] = to_nobody
 
     def record(self, values: Mapping[str, Any], *, show: bool = True) -> None:
-        """One line of `metrics.jsonl`, the same to the trackers and the screen."""
+        """One line of `metrics.jsonl`, the same to the trackers and the screen; every process exposes its own."""
+        self.expose(values)
+        if self.log is None:
+            return
         self.log.write(values)
         self.tracker.log(int(values["step"]), values)
         if show:
@@ -36,10 +51,17 @@ class Outputs:
 
     def sample(self, step: int, text: str) -> None:
         """A text sample: `samples/STEP.txt` and the trackers."""
+        if self.log is None:
+            return
         folder = self.directory / "samples"
         folder.mkdir(exist_ok=True)
         (folder / f"{step}.txt").write_text(text, encoding="utf-8")
         self.tracker.text(step, "sample", text)
+
+    def go_back(self, step: int) -> None:
+        """What was logged behind `step` is dropped: it will be made again."""
+        if self.log is not None:
+            self.log.truncate_after(step)
 
     def last_sample(self) -> str:
         """The newest text sample, or nothing."""
@@ -49,24 +71,46 @@ class Outputs:
     def close(self) -> None:
         self.progress.close()
         self.tracker.close()
-        self.log.close()
+        if self.log is not None:
+            self.log.close()
 
 
-def open_outputs(config: RunConfig, directory: Path, start_step: int) -> Outputs:
+def open_outputs(
+    config: RunConfig,
+    directory: Path,
+    start_step: int,
+    expose: Callable[[Mapping[str, Any]], None] = to_nobody,
+) -> Outputs:
     """Outputs that go on after `start_step`: what an interrupted run logged beyond it is dropped."""
+    main = is_main()
     tracker = make_trackers(
-        config.telemetry.trackers,
+        config.telemetry.trackers if main else [],
         run_dir=directory,
         config=config.model_dump(mode="json"),
         run_name=config.name,
         start_step=start_step,
     )
+    if not main:
+        return Outputs(directory, None, tracker, _Silence(), expose)
     log = MetricsLog(directory / "metrics.jsonl")
     log.truncate_after(start_step)
     progress = make_progress(
         total_steps=config.training.steps, start_step=start_step, title=config.name
     )
-    return Outputs(directory, log, tracker, progress)
+    return Outputs(directory, log, tracker, progress, expose)
+
+
+class _Silence:
+    """A display that shows nothing."""
+
+    def update(self, record: Mapping[str, Any]) -> None:
+        """Shown by another process."""
+
+    def note(self, message: str) -> None:
+        """Said by another process."""
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 def write_run_files(config: RunConfig, plan: Plan, tokenizer: Tokenizer, directory: Path) -> None:

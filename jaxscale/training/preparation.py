@@ -8,10 +8,16 @@ from jaxscale.data.prepare import Progress
 _DOING = {"hash": "reading", "tokenize": "tokenizing", "write": "writing"}
 
 
-def show_preparation(say: Callable[[str], None]) -> Report:
-    """A report function that says each phase once, when it ends."""
+def show_preparation(
+    say: Callable[[str], None], between: Callable[[], None] = lambda: None
+) -> Report:
+    """A report function that says each phase once, when it ends.
+
+    between: called whenever progress is made; what it raises ends the preparation.
+    """
 
     def report(progress: Progress) -> None:
+        between()
         if progress.done == progress.total and progress.phase != "hash":
             doing = _DOING[progress.phase]
             say(

@@ -8,6 +8,7 @@ import jax
 
 from jaxscale.checkpoint.checkpointer import Checkpointer
 from jaxscale.checkpoint.keep import Keep
+from jaxscale.checkpoint.locate import checkpoints_of
 from jaxscale.config.loading import load_config
 from jaxscale.config.plan import MESH_AXES, Plan
 from jaxscale.config.run import RunConfig
@@ -56,9 +57,8 @@ def load_trained(
     model = blueprint(model_builder(config.model))
     plan = _plan(config, model.description, asked=asked)
     placement = place(plan, make_mesh(plan, jax.devices()[: plan.num_devices]), model.description)
-    with Checkpointer(
-        directory / "checkpoints", Keep(last=config.checkpoint.keep_last)
-    ) as checkpoints:
+    folder = checkpoints_of(directory, config.checkpoint.directory)
+    with Checkpointer(folder, Keep(last=config.checkpoint.keep_last)) as checkpoints:
         chosen = checkpoints.latest_good(warn=warn) if step is None else step
         if chosen is None:
             raise UserError(f"{directory} has no good checkpoint")

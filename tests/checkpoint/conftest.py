@@ -5,8 +5,12 @@ import jax
 import numpy as np
 import pytest
 from checkpoint_helpers import make_mesh, put
+from object_stores import object_stores, store
 
 from jaxscale.checkpoint import Checkpointer, Keep
+from jaxscale.checkpoint.places import Place
+
+__all__ = ["object_stores", "store"]  # Fixtures.
 
 
 @pytest.fixture
@@ -14,7 +18,7 @@ def open_checkpoints(tmp_path: Path) -> Iterator[Callable[..., Checkpointer]]:
     """Opens checkpointers on one folder; the background threads end with the test."""
     opened: list[Checkpointer] = []
 
-    def open_one(keep: Keep | None = None, directory: Path = tmp_path / "checkpoints"):
+    def open_one(keep: Keep | None = None, directory: Place = tmp_path / "checkpoints"):
         opened.append(Checkpointer(directory, keep or Keep(last=100)))
         return opened[-1]
 

@@ -1,5 +1,4 @@
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,17 +8,12 @@ import numpy as np
 import pytest
 from checkpoint_helpers import make_mesh
 from jax.sharding import NamedSharding, PartitionSpec
+from object_stores import free_port
 
 CHILD = Path(__file__).with_name("checkpoint_process_child.py")
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-def run_two_processes(directory: Path) -> list[str]:
+def run_two_processes(directory: Path | str) -> list[str]:
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "4", "JAX_PLATFORMS": "cpu"}
     port = str(free_port())
     children = [

@@ -1,8 +1,6 @@
 import logging
-import resource
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from checkpoint_helpers import make_mesh, put, targets
+from checkpoint_helpers import file_size_limit, make_mesh, put, targets
 
 from jaxscale.checkpoint import CheckpointSaveError, Keep
 from jaxscale.checkpoint.arrays import snapshot
@@ -78,17 +76,6 @@ def test_a_second_save_waits_for_the_first_and_both_are_there(open_checkpoints, 
     checkpointer.wait()
     assert checkpointer.steps() == [1, 2, 3]
     assert all(checkpointer.verify(step) == [] for step in (1, 2, 3))
-
-
-@contextmanager
-def file_size_limit(limit_bytes: int) -> Iterator[None]:
-    """Writes past the limit fail for real (EFBIG), in any container and for root as well."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def large(num_devices: int = 1) -> dict[str, jax.Array]:

@@ -1,5 +1,7 @@
 """`export_hf` writes what transformers and our own import read, the same bytes whatever mesh trained the model."""
 
+import json
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -153,6 +155,19 @@ def test_files_keep_their_size_and_the_index_names_every_tensor(tmp_path: Path) 
         own = [tensors[name].nbytes for name, at in index["weight_map"].items() if at == file]
         # The table of 272 x 32 floats is larger than a file may be, so it has one of its own.
         assert sum(own) <= 20_000 or own == [272 * 32 * 4]
+
+
+def test_the_sum_of_each_tensor_is_that_of_its_bytes_however_it_was_cut(tmp_path: Path) -> None:
+    run = save_run(tmp_path / "run", WIDE, random_arrays(WIDE))
+    export_hf(run, tmp_path / "hf", options=SMALL)
+    record = json.loads((tmp_path / "hf/export.json").read_text())["files"]
+    assert len(record) > 1
+    for file, entry in record.items():
+        content = (tmp_path / "hf" / file).read_bytes()
+        for name, tensor in entry["tensors"].items():
+            start = tensor["offset"]
+            whole = content[start : start + tensor["bytes"]]
+            assert int(tensor["crc32"], 16) == zlib.crc32(whole), name
 
 
 def test_a_model_that_fits_one_file_has_no_index(tmp_path: Path) -> None:

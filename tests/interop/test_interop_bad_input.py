@@ -10,6 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from checkpoint_helpers import file_size_limit
+from cli_cases import call
+from export_cases import contents
 from interop_cases import WIDE, Tensors, random_tensors, save_shards, shard_name, write_hf
 from models_cases import section
 
@@ -243,3 +246,56 @@ def test_a_model_without_tokenizer_json_is_refused_with_the_command_that_makes_i
     with pytest.raises(UserError, match="AutoTokenizer"):
         import_model(open_hf(str(tmp_path / "hf")), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def _config(folder: Path, **changes: object) -> None:
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**values, **changes}))
+
+
+def _cut(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def _pickled(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def _without_a_tensor(folder: Path) -> None:
+    tensors = random_tensors(WIDE)
+    del tensors[UP]
+    save_shards(folder, tensors, 1)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda folder: _config(folder, model_type="llamba", d_state=4), "Nearest: llama"),
+        (lambda folder: _config(folder, model_type=None), "it has no model_type"),
+        (_cut, "model.safetensors is truncated: model.norm.weight ends"),
+        (_pickled, "weights_only=True"),
+        (_without_a_tensor, f"missing: {UP} [40, 32]"),
+    ],
+)
+def test_a_user_reads_one_message_and_nothing_is_written_anywhere(
+    spoil: Callable[[Path], None], words: str, tmp_path: Path
+) -> None:
+    write_hf(tmp_path / "hf")
+    spoil(tmp_path / "hf")
+    before = contents(tmp_path)
+    answer = call("import", "hf", tmp_path / "hf", tmp_path / "run")
+    assert (answer.status, answer.out) == (2, "")
+    assert answer.err.startswith("error: ")
+    assert words in answer.err
+    assert contents(tmp_path) == before
+
+
+def test_a_disk_that_fills_up_leaves_nothing_of_an_import(tmp_path: Path) -> None:
+    write_hf(tmp_path / "hf")
+    before = contents(tmp_path)
+    with file_size_limit(60_000):
+        answer = call("import", "hf", tmp_path / "hf", tmp_path / "run")
+    assert answer.status == 2
+    assert answer.err.endswith("failed, nothing is left of it: File too large\n")
+    assert contents(tmp_path) == before

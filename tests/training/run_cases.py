@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from jaxscale.checkpoint.stored import StoredArrays
+
 TEXT = Path(__file__).parents[2] / "configs/text/moby-dick.txt"
 CONFIG = """
 name: tiny
@@ -20,6 +22,28 @@ checkpoint: {{every: 4, keep_last: 2}}
 telemetry: {{log_every: 1, trackers: []}}
 """
 
+OWN_MODEL = """
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+class Bigram(nnx.Module):
+    def __init__(self, rngs, vocab, poison, factor):
+        table = 0.02 * jax.random.normal(rngs.params(), (vocab, 16))
+        self.table = nnx.Param(table, axes=("vocab", "embed"))
+        self.head = nnx.Param(table.T, axes=("embed", "vocab"))
+        self.poison, self.factor = poison, factor
+
+    def __call__(self, tokens, positions, segment_ids):
+        logits = self.table[...][tokens] @ self.head[...]
+        return logits * jnp.where((tokens == self.poison).any(), self.factor, 1.0)
+
+
+def build(rngs, vocab=264, poison=-1, factor=float("nan")):
+    return Bigram(rngs, vocab, poison, factor)
+"""
+
 
 def write_config(folder: Path, extra: str = "") -> Path:
     """The configuration over the first 40 kB of the book, with its stores beside it."""
@@ -28,6 +52,38 @@ def write_config(folder: Path, extra: str = "") -> Path:
     path = folder / "tiny.yaml"
     path.write_text(CONFIG.format(text=text, store=folder / "stores") + extra)
     return path
+
+
+def own_model(folder: Path, config: Path, **arguments: float) -> Path:
+    """The same run of a bigram table in a file of one's own."""
+    (folder / "bigram.py").write_text(OWN_MODEL)
+    lines = config.read_text().splitlines()
+    first = lines.index("model:")
+    behind = next(index for index, line in enumerate(lines) if line.startswith("data:"))
+    given = ", ".join(f"{name}: {value}" for name, value in arguments.items())
+    section = ["model:", f"  build: {folder}/bigram.py:build", f"  args: {{{given}}}"]
+    own = folder / "own.yaml"
+    own.write_text("\n".join(lines[:first] + section + lines[behind:]) + "\n")
+    return own
+
+
+def poisoned(folder: Path, factor: float | None = None) -> Path:
+    """A bigram run where the one "Z" of the text poisons its batch: logits of NaN, or `factor` times themselves."""
+    config = write_config(folder)
+    text = (folder / "text.txt").read_text().replace("Z", "z")
+    middle = len(text) // 2
+    (folder / "text.txt").write_text(text[:middle] + "Z" + text[middle:])
+    given = {} if factor is None else {"factor": factor}
+    return own_model(folder, config, poison=ord("Z"), **given)
+
+
+def saved(run: Path, step: int) -> dict[str, bytes]:
+    """Every array of a checkpoint, bit by bit."""
+    stored = StoredArrays(run / "checkpoints" / str(step))
+    return {
+        path: stored.read(path, tuple(slice(0, size) for size in entry.shape)).tobytes()
+        for path, entry in stored.entries.items()
+    }
 
 
 LIMIT_FILES = """

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from run_cases import records, start, write_config
+from run_cases import own_model, poisoned, records, start, write_config
 
 from jaxscale.checkpoint.layout import listed_steps
 from jaxscale.cli.main import run as run_command
@@ -22,27 +22,6 @@ from jaxscale.errors import UserError
 from jaxscale.training.run import train_run
 
 ONE_DEVICE = ("plan.fsdp=1", "plan.data=1")
-OWN_MODEL = """
-import jax
-import jax.numpy as jnp
-from flax import nnx
-
-
-class Bigram(nnx.Module):
-    def __init__(self, rngs, vocab, poison):
-        table = 0.02 * jax.random.normal(rngs.params(), (vocab, 16))
-        self.table = nnx.Param(table, axes=("vocab", "embed"))
-        self.head = nnx.Param(table.T, axes=("embed", "vocab"))
-        self.poison = poison
-
-    def __call__(self, tokens, positions, segment_ids):
-        logits = self.table[...][tokens] @ self.head[...]
-        return jnp.where((tokens == self.poison).any(), jnp.nan, logits)
-
-
-def build(rngs, vocab=264, poison=-1):
-    return Bigram(rngs, vocab, poison)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -229,24 +208,11 @@ def test_sigterm_saves_a_checkpoint_and_exits_75(tmp_path: Path) -> None:
 
 def test_a_module_of_ones_own_trains_with_the_same_command(tmp_path: Path) -> None:
     config = write_config(tmp_path)
-    own = _own_model(tmp_path, config)
+    own = own_model(tmp_path, config)
     outcome = train_run(load_config(own), tmp_path / "run")
     losses = records(tmp_path / "run", "loss")
     assert outcome.steps == 12
     assert losses[12] < losses[1]
-
-
-def _own_model(folder: Path, config: Path, poison: int = -1) -> Path:
-    (folder / "bigram.py").write_text(OWN_MODEL)
-    lines = config.read_text().splitlines()
-    start_of, end_of = (
-        lines.index("model:"),
-        lines.index(next(line for line in lines if line.startswith("data:"))),
-    )
-    section = ["model:", f"  build: {folder}/bigram.py:build", f"  args: {{poison: {poison}}}"]
-    own = folder / "own.yaml"
-    own.write_text("\n".join(lines[:start_of] + section + lines[end_of:]) + "\n")
-    return own
 
 
 @pytest.mark.parametrize("policy", ["stop", "skip"])
@@ -254,22 +220,18 @@ def test_a_loss_that_is_not_a_number_stops_or_is_skipped(
     tmp_path: Path, policy: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Byte 90 ('Z') poisons a batch: `stop` ends the run with its state intact, `skip` learns from the rest."""
-    config = write_config(tmp_path)
-    text = (tmp_path / "text.txt").read_text().replace("Z", "z")
-    middle = len(text) // 2
-    (tmp_path / "text.txt").write_text(text[:middle] + "Z" + text[middle:])
     own = load_config(
-        _own_model(tmp_path, config, poison=90),
-        [f"training.on_nonfinite={policy}", "training.steps=200"],
+        poisoned(tmp_path),
+        [f"training.on_bad_step={policy}", "training.steps=200"],
     )
     if policy == "stop":
         with pytest.raises(UserError, match="not finite") as caught:
             train_run(own, tmp_path / "run")
-        for part in ("last checkpoint:", "tokens", "document", "training.on_nonfinite=skip"):
+        for part in ("last checkpoint:", "tokens", "document", "training.on_bad_step=skip"):
             assert part in str(caught.value)
         return
     train_run(own, tmp_path / "run")
-    assert "skipped: the loss or gradient of step" in capsys.readouterr().out
+    assert "skipped (1 in all): the loss or gradient of step" in capsys.readouterr().out
     assert math.isfinite(records(tmp_path / "run", "loss")[200])
 
 
