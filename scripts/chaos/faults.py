@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from runs import Place, Started
+from chaos_runs import Place, Started
 
 SIGNALS = ("SIGKILL", "SIGTERM", "SIGSTOP")
 PHASES = ("preparation", "restore", "step", "checkpoint")

@@ -23,9 +23,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from chaos_runs import Place, Shape, Started, start
 from faults import Fault, random_export_fault, random_fault
-
-from runs import Place, Shape, Started, start
 
 _START_SECONDS = 400.0
 _POLL = 0.02
