@@ -15,7 +15,7 @@ from jaxscale.config.loading import load_config
 from jaxscale.config.plan import Plan
 from jaxscale.training.run import train_run, warn_of_idle_stages
 
-CHILD = Path(__file__).with_name("pipeline_process_child.py")
+CHILD = Path(__file__).with_name("process_child.py")
 COMMON = ("model.num_layers=5", "training.schedule.name=constant", "checkpoint.every=2")
 PIPELINE = ("plan.pipeline=4", "plan.data=2", "plan.microbatches=4")
 FSDP = ("plan.fsdp=8", "plan.microbatches=1")
