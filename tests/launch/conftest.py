@@ -1,8 +1,12 @@
 import os
+import sys
 from pathlib import Path
 
 import pytest
 from fake_programs import Fakes, make_fakes
+
+# The command of tests/cli is called here too.
+sys.path.insert(0, str(Path(__file__).parents[1] / "cli"))
 
 
 @pytest.fixture

@@ -1,21 +1,18 @@
 """The command called as its entry point is, and small programs that stand for a training process."""
 
-import io
 import os
 import socket
 import subprocess
 import sys
 from collections.abc import Mapping
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
-from unittest.mock import patch
 
-from jaxscale.cli.main import run
+from cli_cases import BOOK, ROOT, call
+
 from jaxscale.launch.members import Member
 
-ROOT = Path(__file__).parents[2]
-BOOK = ROOT / "configs/text/moby-dick.txt"
+__all__ = ["BOOK", "ROOT", "call", "free_port", "python", "start_command", "write_config"]
+
 CONFIG = """
 name: tiny
 model:
@@ -26,27 +23,6 @@ training: {{steps: 3, global_batch: 8, optimizer: {{learning_rate: 1.0e-2}}, eva
 checkpoint: {{every: 2}}
 telemetry: {{log_every: 1, trackers: []}}
 """
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a command left: its exit status and its two outputs."""
-
-    status: int
-    out: str
-    err: str
-
-
-def call(*arguments: str | Path) -> Answer:
-    """The `jaxscale` command with these arguments, in this process."""
-    out, err, status = io.StringIO(), io.StringIO(), 0
-    argv = ["jaxscale", *map(str, arguments)]
-    with patch.object(sys, "argv", argv), redirect_stdout(out), redirect_stderr(err):
-        try:
-            run()
-        except SystemExit as end:
-            status = int(end.code or 0)
-    return Answer(status, out.getvalue(), err.getvalue())
 
 
 def write_config(folder: Path) -> Path:
