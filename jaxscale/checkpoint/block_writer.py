@@ -5,6 +5,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,9 @@ _SHOWN = 300
 class BlockWriter:
     """Writes below `folder`; for one thread.
 
-    chunks: by path, the shape of the blocks of an array. gathered_bytes: what is held in memory, then written at once;
-    as files of `file_bytes`, where these are given.
+    Files in a directory are not flushed to the disk: a checkpoint is when it becomes visible.
+    chunks: by path, the shape of the blocks of an array. gathered_bytes: what is held in memory, then written at once,
+    while as much again gathers; as files of `file_bytes`, where these are given.
     """
 
     def __init__(
@@ -38,34 +40,50 @@ class BlockWriter:
         files = {} if file_bytes is None else {"target_data_file_size": file_bytes}
         self._store = {**_database(folder), **files}
         self._chunks, self._max_gathered = chunks, gathered_bytes
-        self._context, self._transaction, self._gathered = ts.Context(), ts.Transaction(), 0
-        self._current: tuple[str, ts.TensorStore] | None = None
+        self._context, self._gathered = ts.Context({"file_io_sync": False}), 0
+        self._transaction = ts.Transaction()
+        self._current: tuple[ArrayEntry, ts.TensorStore] | None = None
+        self._committing: ts.Future[None] | None = None
 
     def write(self, entry: ArrayEntry, box: Box, block: np.ndarray[Any, Any]) -> None:
-        """A block of an array; all of one array come before those of the next.
+        """A block of an array, which nobody changes any more; all of one array come before those of the next.
 
         Raises ValueError, TensorStore's word for whatever the disk or the store says.
         """
-        if self._current is None or self._current[0] != entry.path:
-            self._current = entry.path, self._create(entry)
-        self._current[1][box].write(block).result()
+        if self._current is None or self._current[0] != entry:
+            self._current = entry, self._open(entry, is_new=True)
+        self._current[1][box].write(block, can_reference_source_data_indefinitely=True).result()
         self._gathered += block.nbytes
         if self._gathered >= self._max_gathered:
-            self.commit()
+            self._commit()
 
-    def commit(self) -> None:
-        """Write what was gathered. Raises ValueError like `write`."""
-        self._transaction.commit_async().result()
-        self._transaction, self._gathered = ts.Transaction(), 0
-        if self._current is not None:
-            path, array = self._current
-            self._current = path, array.with_transaction(self._transaction)
+    def finish(self) -> None:
+        """Return when all is written. Raises ValueError like `write`."""
+        self._commit()
+        self._wait()
 
     def abort(self) -> None:
-        """Forget what was gathered."""
+        """Forget what was gathered, and return when nothing is written any more."""
         self._transaction.abort()
+        with suppress(ValueError):
+            self._wait()
 
-    def _create(self, entry: ArrayEntry) -> ts.TensorStore:
+    def _commit(self) -> None:
+        """Begin to write what was gathered, as soon as what came before is written. Raises ValueError like `write`."""
+        self._wait()
+        self._committing = self._transaction.commit_async()
+        self._transaction, self._gathered = ts.Transaction(), 0
+        if self._current is not None:
+            entry, _ = self._current
+            # Its shape is in the transaction that is being written now.
+            self._current = entry, self._open(entry, is_new=False)
+
+    def _wait(self) -> None:
+        if self._committing is not None:
+            committing, self._committing = self._committing, None
+            committing.result()
+
+    def _open(self, entry: ArrayEntry, *, is_new: bool) -> ts.TensorStore:
         metadata = {"shape": entry.shape, "chunks": self._chunks[entry.path], "compressor": None}
         spec = {
             "driver": "zarr",
@@ -75,7 +93,12 @@ class BlockWriter:
             "store_data_equal_to_fill_value": True,
         }
         return ts.open(
-            spec, create=True, context=self._context, transaction=self._transaction
+            spec,
+            create=is_new,
+            open=not is_new,
+            assume_metadata=not is_new,
+            context=self._context,
+            transaction=self._transaction,
         ).result()
 
 

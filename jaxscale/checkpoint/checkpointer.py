@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -49,7 +50,7 @@ class Restored:
 @dataclass(frozen=True)
 class _Pending:
     manifest: Manifest
-    outcome: Future[None]
+    outcome: Future[float]
 
 
 def _warn_loudly(message: str) -> None:
@@ -81,6 +82,8 @@ class Checkpointer:
         self._committer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-commit")
         self._pending: _Pending | None = None
         self._num_attempts = 0
+        # From `save` until it was complete, of the last save that has been waited for; None before.
+        self.last_seconds: float | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -91,6 +94,10 @@ class Checkpointer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if error is not None and self._pending is not None:
+            # The other processes may go on, and would not meet this one in `wait`.
+            self._pending.outcome.exception()
+            self._pending = None
         self.close()
 
     def close(self) -> None:
@@ -119,9 +126,13 @@ class Checkpointer:
         Returns once the values are on the host, so the arrays may be donated at once. On the CPU
         backend, and for offloaded arrays, that costs one more copy of them in host memory until
         the checkpoint is complete; on accelerators a host copy, nothing on the device.
-        Raises CheckpointSaveError if the save before failed, or if this one cannot start.
+        Raises CheckpointSaveError if the save before failed, or if this one cannot start, and what JAX raises if there
+        are no values to save.
         """
         self.wait()
+        # Values that failed (a peer was lost in their collective) are no failure of the storage: copying them would be.
+        jax.block_until_ready(dict(arrays))
+        began = time.monotonic()
         value = None if metric_value is None else float(metric_value)
         manifest = Manifest(step, self._keep.metric, value, describe(arrays), metadata)
         text = to_json(manifest)
@@ -138,7 +149,7 @@ class Checkpointer:
             self._writer.start(folder / layout.ARRAYS_FOLDER, arrays)
         except (OSError, ValueError) as error:
             raise self._save_error(manifest, error) from error
-        outcome = self._committer.submit(self._commit, folder, manifest, text)
+        outcome = self._committer.submit(self._commit, folder, manifest, text, began)
         self._pending = _Pending(manifest, outcome)
         if blocking:
             self.wait()
@@ -149,8 +160,8 @@ class Checkpointer:
         if free is not None and manifest.bytes > free:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def _commit(self, folder: Place, manifest: Manifest, manifest_text: str) -> None:
-        """Background half of a save: complete, sum, show, and only then prune."""
+    def _commit(self, folder: Place, manifest: Manifest, manifest_text: str, began: float) -> float:
+        """Background half of a save: complete, sum, show, and only then prune. Returns the seconds of both halves."""
         try:
             self._writer.wait()  # Every process has written its arrays.
             if jax.process_index() == 0:
@@ -160,6 +171,7 @@ class Checkpointer:
                 write_checksums(folder)
                 layout.publish(folder, manifest.step)
                 self._prune(manifest.step)
+            return time.monotonic() - began
         finally:
             if jax.process_index() == 0:
                 layout.abandon(folder)  # Gone already unless this failed.
@@ -207,6 +219,7 @@ class Checkpointer:
                 f"saving checkpoint {pending.manifest.step} to {self._directory} failed in "
                 "another process; its message says why"
             )
+        self.last_seconds = pending.outcome.result()
 
     def _save_error(self, manifest: Manifest, error: BaseException) -> CheckpointSaveError:
         free = self._free_bytes()

@@ -63,7 +63,7 @@ def publish(folder: Place, step: int) -> None:
     if final.exists():
         final.rename(replaced)
     folder.rename(final)
-    _flush_entry(directory)
+    flush(directory)
     if replaced.exists():
         shutil.rmtree(replaced)
 
@@ -106,10 +106,11 @@ def _flush_to_disk(root: Path) -> None:
     # A rename can reach the disk before the data it names: after a power cut the folder would
     # be there and its files empty.
     for path in (*root.rglob("*"), root):
-        _flush_entry(path)
+        flush(path)
 
 
-def _flush_entry(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Return when a file, or a directory's entries, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -20,7 +20,7 @@ from jaxscale.checkpoint.stored import Box, StoredArrays
 
 _CHUNK_BYTES = 32 * 2**20
 # Gathered in memory, then sent as several objects at once.
-_GATHERED_BYTES = 512 * 2**20
+_GATHERED_BYTES = 256 * 2**20
 _FILE_BYTES = 64 * 2**20
 _READERS = 8
 _BARRIER_MILLISECONDS = 600_000
@@ -142,7 +142,7 @@ def _write(folder: Place, parts: Sequence[Part]) -> None:
         for part in parts:
             for box, block in part.blocks:
                 writer.write(part.entry, box, block)
-        writer.commit()
+        writer.finish()
     except BaseException:
         writer.abort()
         raise

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxscale.checkpoint import layout
 from jaxscale.checkpoint.block_writer import BlockWriter, reason, write_tree
-from jaxscale.checkpoint.integrity import write_checksums
+from jaxscale.checkpoint.integrity import EarlySums, write_checksums
 from jaxscale.checkpoint.manifest import METADATA_FILE, ArrayEntry, Manifest, to_json
 from jaxscale.checkpoint.places import Place, remove_tree
 from jaxscale.checkpoint.stored import Box
@@ -61,6 +61,7 @@ class StreamedCheckpoint:
         # Its own staging folder alone: others here may be those of a run that is saving.
         self._folder = layout.staging(directory, manifest.step, 0)
         self._writer = BlockWriter(self._folder / layout.ARRAYS_FOLDER, self._chunks, file_bytes)
+        self._sums = EarlySums(self._folder) if isinstance(self._folder, Path) else None
 
     def __enter__(self) -> Self:
         remove_tree(self._folder)
@@ -80,6 +81,8 @@ class StreamedCheckpoint:
             else:
                 self._writer.abort()
         finally:
+            if self._sums is not None:
+                self._sums.stop()
             layout.abandon(self._folder)  # Gone already unless this failed.
 
     def boxes(self, path: str) -> Iterator[Box]:
@@ -93,6 +96,8 @@ class StreamedCheckpoint:
         """
         with self._said():
             self._writer.write(self.entries[path], box, block)
+        if self._sums is not None:
+            self._sums.start()
 
     @contextmanager
     def _said(self) -> Iterator[None]:
@@ -105,10 +110,10 @@ class StreamedCheckpoint:
 
     def _finish(self) -> None:
         with self._said():
-            self._writer.commit()
+            self._writer.finish()
         write_tree(self._folder / layout.ARRAYS_FOLDER, self.entries)
         (self._folder / METADATA_FILE).write_text(to_json(self._manifest))
-        write_checksums(self._folder)
+        write_checksums(self._folder, self._sums.of if self._sums else None)
         layout.publish(self._folder, self._manifest.step)
 
 

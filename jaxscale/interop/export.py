@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from jaxscale.checkpoint.places import Place, open_place
@@ -31,17 +32,20 @@ def _export_to_directory(job: ExportJob, out: Path) -> Exported:
         _check_finished(out)
         return job.result(out, complete=True, skipped=len(job.pieces))
     journal = open_journal(out, options.process, job.fingerprint)
-    job.check_source()
     _check_room(out, job, journal)
-    writer = ShardWriter(
-        target=out,
-        journal=journal,
-        convert=job.convert,
-        report=options.report,
-        num_threads=options.threads,
-        allow_overflow=options.overflow == "allow",
-    )
-    written = writer.write(shares(job.pieces, options.num_processes)[options.process], job.pieces)
+    own = shares(job.pieces, options.num_processes)[options.process]
+    with ThreadPoolExecutor(1) as verifier:
+        verified = verifier.submit(job.check_source)
+        writer = ShardWriter(
+            target=out,
+            journal=journal,
+            convert=job.convert,
+            report=options.report,
+            num_threads=options.threads,
+            allow_overflow=options.overflow == "allow",
+            verified=verified,
+        )
+        written = writer.write(own, job.pieces)
     job.check_overflows(written.overflows)
     complete = all((out / shard.file).is_file() for shard in job.shards)
     if complete:

@@ -16,7 +16,12 @@ from jaxscale.errors import UserError
 from jaxscale.interop.export import export_tensors
 from jaxscale.interop.export_job import Exported, ExportJob, ExportOptions
 from jaxscale.interop.hf_config import to_hf_config
-from jaxscale.interop.hf_tokenizer import RunTokenizer, find_tokenizer, write_hf_tokenizer
+from jaxscale.interop.hf_tokenizer import (
+    RunTokenizer,
+    find_tokenizer,
+    start_of_text,
+    write_hf_tokenizer,
+)
 from jaxscale.interop.journal import write_atomically
 from jaxscale.interop.model_card import model_card
 from jaxscale.interop.names import bind
@@ -119,5 +124,6 @@ def _complete(
     config: Mapping[str, Any], dtype: np.dtype[Any], tokenizer: RunTokenizer | None
 ) -> dict[str, Any]:
     """With the dtype and the token ids, which our model section does not know."""
+    start = None if tokenizer is None else start_of_text(tokenizer.tokenizer)
     end = None if tokenizer is None else tokenizer.tokenizer.eod_id
-    return {**config, "torch_dtype": dtype.name, "bos_token_id": end, "eos_token_id": end}
+    return {**config, "torch_dtype": dtype.name, "bos_token_id": start, "eos_token_id": end}

@@ -20,10 +20,11 @@ from jaxscale.interop.shards import Piece, Shard, pieces, plan_shards
 from jaxscale.interop.tensor_source import TensorSource
 
 EXPORT_FILE = "export.json"
-# In the hands of each thread, and its source with it: twice as much where that is fp32 and the target bf16.
-PIECE_BYTES = 16 * 2**20
-# Half of them wait for the disk while the others convert. On two cores 4 took 0.85 of the time of 2.
-_THREADS = 4
+# In the hands of each thread. Matrices that are stored turned are read in runs as long as a piece has rows: whole ones
+# are read from end to end.
+PIECE_BYTES = 64 * 2**20
+# One of them waits for the disk while the others convert, on two cores.
+_THREADS = 3
 Report = Callable[[int], None]
 # CRC-32 of pieces, by where they begin in their file.
 Sums = Mapping[int, int]
@@ -37,10 +38,10 @@ class ExportOptions:
     """How to write.
 
     max_shard_bytes: most bytes of tensors in one file; a larger tensor has one of its own.
-    piece_bytes: bytes of the target that a thread converts at once.
+    piece_bytes: bytes of the target that a thread makes at once.
     process, num_processes: this process's part of the work, for several that share the target.
     overflow: what to do about finite values that become infinite in the target's dtype.
-    integrity: whether to read and check the checkpoint's own checksums first.
+    integrity: whether to check the checkpoint's own sums, before anything counts as written.
     report: told the bytes of each piece written.
     """
 

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from jaxscale.interop.byte_ranges import open_folder
 from jaxscale.interop.hf_config import FromHf, from_hf_config
 from jaxscale.interop.hf_weights import Stored, open_weights, read_finite, without_copied_head
 from jaxscale.interop.match import match
-from jaxscale.interop.names import bind
+from jaxscale.interop.names import STRIP_ELEMENTS, bind
 from jaxscale.interop.open_model import OpenModel
 from jaxscale.models.build import model_builder
 from jaxscale.models.description import blueprint
@@ -63,7 +64,15 @@ def open_hf(
         "dtypes": dict(dtypes),
     }
     return OpenModel(
-        section, model, names, read_theirs, lambda: tokenizer_files(folder), facts, found.notes
+        section,
+        model,
+        names,
+        read_theirs,
+        lambda: tokenizer_files(folder),
+        facts,
+        found.notes,
+        # Out of a store a request takes as long as many of them.
+        strip_elements=STRIP_ELEMENTS if isinstance(folder, Path) else None,
     )
 
 

@@ -43,21 +43,24 @@ def write_hf_tokenizer(found: RunTokenizer, out: Path, max_positions: int | None
     if not (out / FILE_NAME).is_file():
         write_atomically(out / FILE_NAME, bytes_definition())
     if not (out / CONFIG_FILE).is_file():
-        end = end_of_document(found.tokenizer)
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": end,
-            "eos_token": end,
+            "bos_token": _name(found.tokenizer, start_of_text(found.tokenizer)),
+            "eos_token": _name(found.tokenizer, found.tokenizer.eod_id),
             "clean_up_tokenization_spaces": False,
             "model_max_length": max_positions,
         }
         write_atomically(out / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
 
 
-def end_of_document(tokenizer: Tokenizer) -> str:
-    """The end of a document by name."""
+def start_of_text(tokenizer: Tokenizer) -> int:
+    """The token before a text: the tokenizer's own, or the end of the document before."""
+    return tokenizer.start_ids[0] if tokenizer.start_ids else tokenizer.eod_id
+
+
+def _name(tokenizer: Tokenizer, id_: int) -> str:
     if isinstance(tokenizer, FileTokenizer):
-        return str(tokenizer.engine.id_to_token(tokenizer.eod_id))
+        return str(tokenizer.engine.id_to_token(id_))
     return _END_OF_DOCUMENT
 
 

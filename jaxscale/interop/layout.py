@@ -7,7 +7,7 @@ Said as an einops pattern of their dims in our words: `(heads head_dim) embed` i
 import itertools
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +64,17 @@ class Layout:
         pairs = zip(box, starts, strict=True)
         return whole[tuple(slice(want.start - at, want.stop - at) for want, at in pairs)]
 
+    def strips_of_ours(self, box: Box, elements: int) -> Iterator[Box]:
+        """Parts of a box of our array, of about so many elements each, that lie together in their tensor."""
+        order = (self.ours.index(group[0]) for group in self.theirs)
+        return _strips(box, order, elements)
+
+    def strips_of_theirs(self, box: Box, elements: int) -> Iterator[Box]:
+        """Parts of a box of their tensor, of about so many elements each, that lie together in our array."""
+        groups = {dim: at for at, group in enumerate(self.theirs) for dim in group}
+        units = [self._inner(group) for group in self.theirs]
+        return _strips(box, (groups[dim] for dim in self.ours), elements, units)
+
     def _inner(self, group: tuple[str, ...]) -> int:
         return math.prod(self.sizes[dim] for dim in group[1:])
 
@@ -86,6 +97,27 @@ def whole(shape: tuple[int, ...]) -> Box:
 
 def box_shape(box: Box) -> tuple[int, ...]:
     return tuple(range_.stop - range_.start for range_ in box)
+
+
+def _strips(
+    box: Box, order: Iterable[int], elements: int, units: Sequence[int] | None = None
+) -> Iterator[Box]:
+    """A box in parts along the first dim of `order` that has more than one element, in multiples of its unit."""
+    shape = box_shape(box)
+    dim = next((dim for dim in order if shape[dim] > 1), None)
+    if dim is None:
+        yield box
+        return
+    unit = units[dim] if units else 1
+    step = max(1, elements * shape[dim] // max(1, math.prod(shape)) // unit) * unit
+    for at in range(box[dim].start, box[dim].stop, step):
+        yield (*box[:dim], slice(at, min(at + step, box[dim].stop)), *box[dim + 1 :])
+
+
+def within(box: Box, outer: Box) -> Box:
+    """The place of a box inside another, counted from there."""
+    pairs = zip(box, outer, strict=True)
+    return tuple(slice(one.start - out.start, one.stop - out.start) for one, out in pairs)
 
 
 def copy_turned(out: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> None:

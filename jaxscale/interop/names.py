@@ -14,10 +14,12 @@ import numpy as np
 
 from jaxscale.checkpoint.stored import Box
 from jaxscale.errors import UserError
-from jaxscale.interop.layout import Layout, box_shape, copy_turned, make_layout
+from jaxscale.interop.layout import Layout, box_shape, copy_turned, make_layout, within
 from jaxscale.models.description import Description, ParamSpec
 
 LAYERS = "layers"
+# What is read from a disk at once, and turned while it is in the processor's cache.
+STRIP_ELEMENTS = 2**18
 ReadNamed = Callable[[str, Box], np.ndarray[Any, Any]]
 """Name of a tensor, or path of a parameter, and the box of it."""
 
@@ -128,24 +130,40 @@ def read_theirs(tensor: Tensor, box: Box, read: ReadNamed) -> np.ndarray[Any, An
 
 
 def read_ours(
-    names: NameMap, path: str, box: Box, read: ReadNamed, dtype: np.dtype[Any]
+    names: NameMap,
+    path: str,
+    box: Box,
+    read: ReadNamed,
+    dtype: np.dtype[Any],
+    strip_elements: int | None = None,
 ) -> np.ndarray[Any, Any]:
-    """A box of a parameter of ours in `dtype`. `read` gives boxes of their tensors by name."""
+    """A box of a parameter of ours in `dtype`. `read` gives boxes of their tensors by name.
+
+    strip_elements: what is read at once; None: all of a tensor that is in the box.
+    """
     out = np.empty(box_shape(box), dtype)
     for tensor, part in names.sources[path]:
         if part.layer is None:
-            copy_turned(out, _part_of(tensor, part, box, read))
+            _fill(out, tensor, part, box, read, strip_elements)
         elif box[0].start <= part.layer < box[0].stop:
-            values = _part_of(tensor, part, box[1:], read)
-            copy_turned(out[part.layer - box[0].start], values)
+            target = out[part.layer - box[0].start]
+            _fill(target, tensor, part, box[1:], read, strip_elements)
     return out
 
 
-def _part_of(tensor: Tensor, part: Part, box: Box, read: ReadNamed) -> np.ndarray[Any, Any]:
+def _fill(
+    out: np.ndarray[Any, Any],
+    tensor: Tensor,
+    part: Part,
+    box: Box,
+    read: ReadNamed,
+    elements: int | None,
+) -> None:
     def read_part(inside: Box) -> np.ndarray[Any, Any]:
         return read(tensor.name, _moved(inside, tensor.dim, part.start))
 
-    return part.layout.read_ours(box, read_part)
+    for strip in part.layout.strips_of_ours(box, elements or out.size):
+        copy_turned(out[within(strip, box) or ...], part.layout.read_ours(strip, read_part))
 
 
 def _reader_of(part: Part, read: ReadNamed) -> Callable[[Box], np.ndarray[Any, Any]]:

@@ -24,6 +24,7 @@ class OpenModel:
     tokenizer_files: reads its tokenizer's files, by name; `tokenizer.json` is the one that we use.
     facts: where it comes from, for whoever looks at the import later (plain JSON).
     notes: what of its configuration is left out.
+    strip_elements: what is best read at once; None: all that is asked for.
     """
 
     section: ModelSection
@@ -33,6 +34,7 @@ class OpenModel:
     tokenizer_files: Callable[[], Mapping[str, bytes]]
     facts: Mapping[str, Any]
     notes: tuple[str, ...] = field(default=())
+    strip_elements: int | None = None
 
     def read(self, path: str, box: Box) -> np.ndarray[Any, Any]:
         """A box of a parameter of ours, in the dtype of the description.
@@ -40,7 +42,7 @@ class OpenModel:
         Raises UserError for values that are not numbers, and for files that end early.
         """
         dtype = self.model.description[path].dtype
-        return read_ours(self.names, path, box, self.read_theirs, dtype)
+        return read_ours(self.names, path, box, self.read_theirs, dtype, self.strip_elements)
 
 
 def load_params(source: OpenModel, shardings: Mapping[str, NamedSharding]) -> Params:

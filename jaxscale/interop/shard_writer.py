@@ -38,6 +38,7 @@ class ShardWriter:
     """Writes pieces into hidden files beside their final names, which they get when every piece is there.
 
     allow_overflow: whether files with overflowed values are finished.
+    verified: done when the source is known to be intact: nothing counts as written before. Its error ends the writing.
     """
 
     target: Path
@@ -46,6 +47,7 @@ class ShardWriter:
     report: Report
     num_threads: int
     allow_overflow: bool
+    verified: Future[None]
 
     def write(self, own: Sequence[Piece], all_pieces: Sequence[Piece]) -> Written:
         """Write a process's pieces and finish the files whose pieces are then all there."""
@@ -54,6 +56,8 @@ class ShardWriter:
         with ThreadPoolExecutor(self.num_threads) as pool, ThreadPoolExecutor(1) as finisher:
             finishing: list[Future[None]] = []
             for shard, pieces in by_shard(own):
+                if self.verified.done():
+                    self.verified.result()  # Raises what it found.
                 good = self._still_good(pool, shard, pieces, done.get(shard.file, {}))
                 todo = [piece for piece in pieces if piece.offset not in good]
                 new, lost = self._write_pieces(pool, shard, todo)
@@ -112,6 +116,7 @@ class ShardWriter:
         good: Sums,
     ) -> None:
         """Read back, note, and give the file its name if all of it is there."""
+        self.verified.result()
         path = self._partial(shard)
         list(pool.map(lambda at: self._check(path, every[at], new[at]), new))
         if new:

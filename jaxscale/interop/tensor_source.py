@@ -12,8 +12,8 @@ import numpy as np
 from jaxscale.checkpoint.casting import cast, is_float, num_overflows
 from jaxscale.checkpoint.stored import Box, StoredArrays
 from jaxscale.errors import UserError
-from jaxscale.interop.layout import box_shape, make_layout
-from jaxscale.interop.names import Part, Tensor, read_theirs
+from jaxscale.interop.layout import box_shape, make_layout, whole, within
+from jaxscale.interop.names import STRIP_ELEMENTS, Part, Tensor, read_theirs
 from jaxscale.interop.safetensors_format import TensorInfo
 from jaxscale.models.description import Description
 
@@ -26,15 +26,16 @@ _TILE_ROWS = 64
 class Scratch(threading.local):
     """Buffers that a thread uses again for every piece: fresh memory costs a page fault every 4 KiB.
 
-    What `take` gives is the caller's until this thread calls `start`.
+    What `take` gives is the caller's until this thread calls `keep` with fewer.
     """
 
     def __init__(self) -> None:
         self._buffers: list[np.ndarray[Any, Any]] = []
         self._taken = 0
 
-    def start(self) -> None:
-        self._taken = 0
+    def keep(self, count: int) -> None:
+        """All but the first `count` that were taken may be taken again."""
+        self._taken = count
 
     def take(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
         size = math.prod(shape) * dtype.itemsize
@@ -72,11 +73,14 @@ class TensorSource:
 
         They lie in a buffer that this thread's next call fills anew.
         """
-        box = (slice(start, stop), *(slice(0, size) for size in tensor.shape[1:]))
-        self.scratch.start()
-        values = read_theirs(tensor, box if tensor.shape else (), self._read)
-        out = self.scratch.take(values.shape, self._dtype(tensor.parts[0].path))
-        return out, pack(values, out)
+        self.scratch.keep(0)
+        box = (slice(start, stop), *whole(tensor.shape[1:])) if tensor.shape else ()
+        out, lost = self.scratch.take(box_shape(box), self._dtype(tensor.parts[0].path)), 0
+        for strip in tensor.parts[0].layout.strips_of_theirs(box, STRIP_ELEMENTS):
+            self.scratch.keep(1)
+            values = read_theirs(tensor, strip, self._read)
+            lost += pack(values, out[within(strip, box) or ...])
+        return out, lost
 
     def _read(self, path: str, box: Box) -> np.ndarray[Any, Any]:
         path = f"{self.part}/{path}"
@@ -90,7 +94,7 @@ class TensorSource:
 
 
 def pack(values: np.ndarray[Any, Any], out: np.ndarray[Any, Any]) -> int:
-    """Fill `out`, which is in C order, with the values in its dtype; how many finite ones became infinite."""
+    """Fill `out` with the values in its dtype; how many finite ones became infinite."""
     if values.ndim == 2 and values.strides[0] < values.strides[1]:
         return _pack_transposed(values.T, out)
     lost = 0

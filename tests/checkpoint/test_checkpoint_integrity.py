@@ -1,9 +1,12 @@
 import json
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 from checkpoint_helpers import targets
 
+from jaxscale.checkpoint.integrity import EarlySums, find_problems, write_checksums
+from jaxscale.checkpoint.layout import CHECKSUMS_FILE
 from jaxscale.errors import UserError
 
 
@@ -109,3 +112,43 @@ def test_a_newer_format_is_refused_with_the_fix(two, tmp_path):
     path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
     with pytest.raises(UserError, match="has format 2; this version reads up to 1"):
         two.read_metadata(2)
+
+
+def test_sums_taken_while_files_are_written_are_of_what_is_there_in_the_end(tmp_path):
+    for name in ("kept", "appended", "replaced"):
+        (tmp_path / name).write_bytes(b"early")
+    (tmp_path / "late.__lock").write_bytes(b"half")
+    sums = EarlySums(tmp_path)
+    sums.start()
+    with (tmp_path / "appended").open("ab") as file:
+        file.write(b" and late")
+    (tmp_path / "new").write_bytes(b"newer")
+    (tmp_path / "new").replace(tmp_path / "replaced")
+    (tmp_path / "late.__lock").replace(tmp_path / "late")
+    sums.start()
+    write_checksums(tmp_path, sums.of)
+    sums.stop()
+    assert find_problems(tmp_path) == []
+    flip_a_bit(tmp_path / "kept")
+    assert [problem.file for problem in find_problems(tmp_path)] == ["kept"]
+
+
+def test_checkpoints_with_sha256_of_earlier_versions_are_checked_by_it(tmp_path):
+    contents = {"a": b"one", "b/c": b"two"}
+    (tmp_path / "b").mkdir()
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    table = {
+        name: {"bytes": len(content), "sha256": sha256(content).hexdigest()}
+        for name, content in contents.items()
+    }
+    own = sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
+    document = {"algorithm": "sha256", "files": table, "self": own}
+    (tmp_path / CHECKSUMS_FILE).write_text(json.dumps(document))
+    assert find_problems(tmp_path) == []
+    flip_a_bit(tmp_path / "b" / "c")
+    (problem,) = find_problems(tmp_path)
+    assert str(problem).startswith("b/c: content changed: sha256 ")
+    (tmp_path / CHECKSUMS_FILE).write_text(json.dumps(document | {"algorithm": "md6"}))
+    (problem,) = find_problems(tmp_path)
+    assert "has md6 sums, which this jaxscale does not know" in str(problem)

@@ -250,7 +250,7 @@ def test_blocks_that_are_lost_are_missed_and_never_read_as_zeros(store: str) -> 
     put(f"{store}/1/metadata.json", to_json(manifest).encode())
     writer = BlockWriter(place / "1" / "arrays", {"params/w": (2, 4)}, 1000)
     writer.write(entry, (slice(0, 2), slice(0, 4)), np.ones((2, 4), np.float32))
-    writer.commit()
+    writer.finish()
     with pytest.raises(ValueError, match="params/w has 1 of 2 blocks"):
         check_complete(place / "1" / "arrays", [(entry, (2, 4))])
     stored = StoredArrays(place / "1")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from safetensors.numpy import save_file
 
 from jaxscale.config.model_section import ModelSection
@@ -75,3 +76,29 @@ def save_shards(folder: Path, tensors: Tensors, count: int) -> None:
 
 def shard_name(index: int, count: int) -> str:
     return f"model-{index + 1:05}-of-{count:05}.safetensors"
+
+
+def perplexity(logits: np.ndarray, tokens: np.ndarray) -> float:
+    """Of tokens [rows, length] under logits [rows, length, vocabulary]."""
+    wide = logits[:, :-1].astype(np.float64)
+    largest = wide.max(-1)
+    normalizer = largest + np.log(np.exp(wide - largest[..., None]).sum(-1))
+    chosen = np.take_along_axis(wide, tokens[:, 1:, None], -1)[..., 0]
+    return float(np.exp((normalizer - chosen).mean()))
+
+
+def save_as_transformers_reads(file: Path, out: Path) -> None:
+    """A GGUF file as a Hugging Face directory, by transformers alone; skips the test where that is not installed."""
+    for package in ("torch", "transformers", "accelerate"):
+        pytest.importorskip(package)
+    import torch
+    import transformers
+
+    read = transformers.AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, dtype=torch.float32
+    )
+    del read.config.quantization_config
+    # It counts as quantized and is not saved: a plain one with its weights is.
+    plain = type(read)(read.config)
+    plain.load_state_dict(read.state_dict())
+    plain.save_pretrained(out)

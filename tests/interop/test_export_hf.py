@@ -18,6 +18,7 @@ from models_cases import random_tokens, section
 from jaxscale.config.plan import Plan
 from jaxscale.data.tokenizers import BYTES, load_tokenizer, train_bpe
 from jaxscale.errors import UserError
+from jaxscale.interop import tensor_source
 from jaxscale.interop.export_hf import export_hf
 from jaxscale.interop.export_job import ExportOptions
 from jaxscale.interop.hf_import import open_hf
@@ -107,6 +108,19 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     run = save_run(folder / "run", DEEP, random_arrays(DEEP))
     export_hf(run, folder / "hf", dtype=BF16, options=SMALL)
     return contents(folder / "hf")
+
+
+@pytest.mark.parametrize("elements", [1, 50])
+def test_the_bytes_do_not_depend_on_how_much_is_read_at_once(
+    elements: int, alone: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensor_source, "STRIP_ELEMENTS", elements)
+    run = save_run(tmp_path / "run", DEEP, random_arrays(DEEP), plan=Plan(fsdp=4))
+    options = ExportOptions(max_shard_bytes=SMALL.max_shard_bytes)
+    made = export_hf(run, tmp_path / "hf", dtype=BF16, options=options)
+    assert len(made.files) > 1
+    for name in made.files:
+        assert (tmp_path / "hf" / name).read_bytes() == alone[name], name
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -11,12 +12,14 @@ from cli_cases import call
 from interop_cases import WIDE, write_hf
 
 from jaxscale.checkpoint import Checkpointer, Keep
+from jaxscale.checkpoint.stored import Box
 from jaxscale.errors import UserError
 from jaxscale.interop.byte_ranges import open_folder
 from jaxscale.interop.hf_import import open_hf
 from jaxscale.interop.hf_weights import open_weights
 from jaxscale.interop.layout import whole
-from jaxscale.interop.param_stream import block_shape
+from jaxscale.interop.names import ReadNamed
+from jaxscale.interop.param_stream import block_shape, read_order
 from jaxscale.interop.safetensors_reader import read_box
 
 REMOTE = "memory://models/tiny"
@@ -78,21 +81,57 @@ def test_a_file_that_shrinks_while_it_is_read_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "block"),
+    ("shape", "order", "block"),
     [
-        ((126, 16384, 53248), (1, 2048, 1664)),
-        ((126, 16384, 128, 128), (1, 256, 128, 128)),
-        ((128256, 16384), (2004, 2048)),
-        ((30, 576), (30, 576)),
-        ((30, 100, 1000), (30, 100, 1000)),
-        ((10_000_000,), (2_500_000,)),
-        ((), ()),
+        ((126, 16384, 53248), (0, 2, 1), (1, 16384, 256)),  # 208 blocks of 53,248 rows of theirs.
+        ((126, 16384, 53248), (0, 1, 2), (1, 78, 53248)),
+        ((126, 16384, 128, 128), (0, 2, 3, 1), (1, 16384, 2, 128)),
+        ((128256, 16384), (0, 1), (256, 16384)),
+        ((30, 576), (0, 1), (30, 576)),
+        ((30, 100, 1000), (0, 2, 1), (30, 100, 1000)),
+        ((10_000_000,), (0,), (3_333_334,)),
+        ((), (), ()),
     ],
 )
-def test_blocks_are_small_and_near_square(shape: tuple[int, ...], block: tuple[int, ...]) -> None:
-    found = block_shape(shape, 2**22)
+def test_blocks_are_small_and_lie_together_where_they_are_read(
+    shape: tuple[int, ...], order: tuple[int, ...], block: tuple[int, ...]
+) -> None:
+    found = block_shape(shape, order, 2**22)
     assert found == block
     assert math.prod(found) <= 2**22
+
+
+def test_the_order_of_reading_is_that_of_the_files(tmp_path: Path) -> None:
+    write_hf(tmp_path)
+    names = open_hf(str(tmp_path)).names
+    assert read_order(names, "layers/mlp/up") == (0, 2, 1)  # [out, in] there, [in, out] here.
+    assert read_order(names, "layers/attention/query") == (0, 2, 3, 1)
+    assert read_order(names, "embedding/table") == (0, 1)
+
+
+@pytest.mark.parametrize("elements", [1, 50])
+def test_parameters_do_not_depend_on_how_much_is_read_at_once(
+    elements: int, tmp_path: Path
+) -> None:
+    write_hf(tmp_path)
+    source = open_hf(str(tmp_path))
+    strips: list[Box] = []
+    wholes: list[Box] = []
+    reading = source.read_theirs
+    in_strips = replace(source, strip_elements=elements, read_theirs=counted(reading, strips))
+    at_once = replace(source, strip_elements=None, read_theirs=counted(reading, wholes))
+    for path, spec in source.model.description.items():
+        box = tuple(slice(size // 3, size) for size in spec.shape)
+        np.testing.assert_array_equal(in_strips.read(path, box), at_once.read(path, box), path)
+    assert len(strips) > 5 * len(wholes)
+
+
+def counted(read: ReadNamed, boxes: list[Box]) -> ReadNamed:
+    def read_and_count(name: str, box: Box) -> np.ndarray:
+        boxes.append(box)
+        return read(name, box)
+
+    return read_and_count
 
 
 def test_the_command_imports_gguf_and_says_that_it_was_quantized(tmp_path: Path) -> None:

@@ -6,17 +6,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cli_cases import BOOK
 from interop_cases import random_tensors, write_hf
 from models_cases import section
+from tokenizers import SentencePieceBPETokenizer, Tokenizer
 
 from jaxscale.config.model_section import ModelSection, RopeScalingSection
+from jaxscale.data.tokenizers import load_tokenizer
 from jaxscale.errors import UserError
 from jaxscale.interop.gguf_import import open_gguf
+from jaxscale.interop.gguf_tokenizer import read_tokenizer
 from jaxscale.interop.hf_config import from_hf_config, meaning
 from jaxscale.interop.hf_import import open_hf
 from jaxscale.interop.layout import whole
 from jaxscale.interop.open_model import OpenModel
 from jaxscale.models.families import resolve
+from jaxscale.training.sampling import encode_prompt
 
 pytest.importorskip("gguf")
 
@@ -181,3 +186,43 @@ def test_a_tokenizer_that_cannot_be_rebuilt_is_asked_for(tmp_path: Path) -> None
     assert open_gguf(tmp_path / "a.gguf", given).tokenizer_files()["tokenizer.json"]
     with pytest.raises(UserError, match="--tokenizer FILE"):
         open_gguf(tmp_path / "a.gguf").tokenizer_files()
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+def test_a_sentencepiece_tokenizer_is_rebuilt_from_its_scores(
+    tmp_path: Path, *, prefix: bool
+) -> None:
+    """One that `tokenizers` trained, with the score of a token as SentencePiece has it: minus when it was learned."""
+    text = BOOK.read_text(encoding="utf-8")[:60_000]
+    trained = SentencePieceBPETokenizer(add_prefix_space=prefix, fuse_unk=True)
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trained.train_from_iterator(
+        [text], vocab_size=1200, special_tokens=special, show_progress=False
+    )
+    vocabulary = trained.get_vocab()
+    tokens = sorted(vocabulary, key=vocabulary.__getitem__)
+    kinds = [6 if token.startswith("<0x") else 3 if token in special else 1 for token in tokens]
+    fields = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": [-float(place) for place in range(len(tokens))],
+        "tokenizer.ggml.token_type": kinds,
+        "tokenizer.ggml.add_space_prefix": prefix,
+        "tokenizer.ggml.bos_token_id": 1,
+    }
+    definition = read_tokenizer(Path("a.gguf"), fields, None)
+    rebuilt = Tokenizer.from_str(definition.decode())
+    words = text.split()[5000:9000]
+    for start in range(0, len(words), 10):
+        part = " ".join(words[start : start + 10])
+        found = rebuilt.encode(part, add_special_tokens=False)
+        assert found.tokens == trained.encode(part).tokens
+        assert rebuilt.decode(found.ids) == part
+    # Bytes where there is no token.
+    whale = rebuilt.encode("\U0001f40b").tokens
+    assert whale[0] == "<s>"
+    assert whale[-4:] == ["<0xF0>", "<0x9F>", "<0x90>", "<0x8B>"]
+    text = "a  whale \U0001f40b"
+    assert rebuilt.decode(rebuilt.encode(text).ids) == text
+    (tmp_path / "tokenizer.json").write_bytes(definition)
+    assert encode_prompt(load_tokenizer(str(tmp_path)), text) == rebuilt.encode(text).ids

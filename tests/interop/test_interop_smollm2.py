@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 from cli_cases import BOOK, command, succeed
+from interop_cases import perplexity, save_as_transformers_reads
 from smollm2 import fetch_hamlet, fetch_model
 
 from jaxscale.config.plan import Plan
@@ -54,20 +55,10 @@ def run(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def saved(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What transformers makes of the file, saved as a Hugging Face directory."""
-    for package in ("torch", "transformers", "accelerate"):
-        pytest.importorskip(package)
-    import torch
+    out = tmp_path_factory.mktemp("smollm2-hf")
+    save_as_transformers_reads(file, out)
     import transformers
 
-    out = tmp_path_factory.mktemp("smollm2-hf")
-    read = transformers.AutoModelForCausalLM.from_pretrained(
-        file.parent, gguf_file=file.name, dtype=torch.float32
-    )
-    del read.config.quantization_config
-    # It counts as quantized and is not saved: a plain one with its weights is.
-    plain = transformers.LlamaForCausalLM(read.config)
-    plain.load_state_dict(read.state_dict())
-    plain.save_pretrained(out)
     transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(
         out
     )
@@ -96,14 +87,6 @@ def expected(saved: Path, tokens: np.ndarray) -> np.ndarray:
     from models_hf_oracle import hf_logits
 
     return hf_logits(transformers.AutoModelForCausalLM.from_pretrained(saved).eval(), tokens)
-
-
-def perplexity(logits: np.ndarray, tokens: np.ndarray) -> float:
-    wide = logits[:, :-1].astype(np.float64)
-    largest = wide.max(-1)
-    normalizer = largest + np.log(np.exp(wide - largest[..., None]).sum(-1))
-    chosen = np.take_along_axis(wide, tokens[:, 1:, None], -1)[..., 0]
-    return float(np.exp((normalizer - chosen).mean()))
 
 
 def test_it_knows_the_capital_of_france(run: Path) -> None:

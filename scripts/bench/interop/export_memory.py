@@ -10,15 +10,12 @@ checkpoint a second, without the start of Python and its imports; `process_s` is
 
 import argparse
 import json
-import os
-import resource
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
+import measuring
 import numpy as np
 
 EMBED, MLP, HEADS, VOCAB, FSDP = 2048, 8192, 16, 32_000, 8
@@ -65,106 +62,48 @@ def make(directory: Path, gigabytes: float) -> None:
                 target.write(path, box, rng.random(shape, np.float32) - 0.5)
 
 
-def copy(directory: Path) -> float:
-    """Seconds of the call."""
-    source, target = directory / "run", directory / "copy"
-    start = time.perf_counter()
-    shutil.copytree(source, target)
-    for path in target.rglob("*"):
-        if path.is_file():
-            flush(path)
-    return time.perf_counter() - start
-
-
-def export(directory: Path, dtype: str, integrity: str) -> float:
-    """Seconds of the call."""
+def export(directory: Path, dtype: str, integrity: str) -> None:
     from jaxscale.checkpoint.casting import float_dtype
     from jaxscale.interop.export_hf import export_hf
     from jaxscale.interop.export_job import ExportOptions
 
     options = ExportOptions(integrity="verify" if integrity == "verify" else "skip")
-    start = time.perf_counter()
-    export_hf(directory / "run", directory / "hf", dtype=float_dtype(dtype), options=options)
-    return time.perf_counter() - start
-
-
-def flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
-
-
-def drop_cache(directory: Path) -> None:
-    """Takes files out of the page cache (Linux), so that nobody reads them from memory."""
-    for path in directory.rglob("*"):
-        if path.is_file():
-            descriptor = os.open(path, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.close(descriptor)
-
-
-def measured(directory: Path, *arguments: str) -> tuple[float, float, float]:
-    """In a child process: seconds of the call, of the process, and peak resident megabytes."""
-    drop_cache(directory / "run")
-    start = time.perf_counter()
-    command = [sys.executable, __file__, "--child", str(directory), *arguments]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    process = time.perf_counter() - start
-    seconds, peak = map(float, done.stdout.split())
-    return seconds, process, peak
+    measuring.say(
+        lambda: export_hf(
+            directory / "run", directory / "hf", dtype=float_dtype(dtype), options=options
+        )
+    )
 
 
 def measure(root: Path, gigabytes: float, repeats: int) -> dict[str, object]:
     directory = Path(tempfile.mkdtemp(dir=root))
     try:
-        if shutil.disk_usage(directory).free < FREE_FACTOR * gigabytes * 1e9:
-            raise SystemExit(f"{root} has no room for {FREE_FACTOR * gigabytes:.1f} GB")
-        measured(directory, "make", str(gigabytes))
-        stored = sum(p.stat().st_size for p in (directory / "run").rglob("*") if p.is_file())
-        record: dict[str, object] = {"checkpoint_GB": round(stored / 1e9, 3)}
+        measuring.check_room(directory, FREE_FACTOR * gigabytes * 1e9)
+        measuring.in_child(__file__, "make", str(directory), str(gigabytes))
         runs = {
-            "copy": ("copy",),
-            "export_fp32": ("export", "fp32", "skip"),
-            "export_bf16": ("export", "bf16", "skip"),
-            "verify_export_bf16": ("export", "bf16", "verify"),
+            measuring.COPY: ("copy", str(directory)),
+            "export_fp32": ("export", str(directory), "fp32", "skip"),
+            "export_bf16": ("export", str(directory), "bf16", "skip"),
+            "verify_export_bf16": ("export", str(directory), "bf16", "verify"),
         }
-        found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in runs}
-        for _ in range(repeats):
-            for name, arguments in runs.items():
-                found[name].append(measured(directory, *arguments))
-                for made in ("copy", "hf"):
-                    shutil.rmtree(directory / made, ignore_errors=True)
-        copied = min(seconds for seconds, _, _ in found["copy"])
-        for name, values in found.items():
-            seconds = min(seconds for seconds, _, _ in values)
-            record[name] = {
-                "s": round(seconds, 2),
-                "process_s": round(min(process for _, process, _ in values), 2),
-                "peak_MB": round(max(peak for _, _, peak in values)),
-                "GB_per_s": round(stored / 1e9 / seconds, 3),
-                "of_copy": round(copied / seconds, 3),
-            }
-        return record
+        made = [directory / "copy", directory / "hf"]
+        return measuring.compare(__file__, directory / "run", runs, made, repeats)
     finally:
         shutil.rmtree(directory)
 
 
-def child(directory: Path, action: str, *arguments: str) -> None:
-    seconds = 0.0
+def child(action: str, directory: Path, *arguments: str) -> None:
     if action == "make":
-        make(directory, float(arguments[0]))
+        measuring.say(lambda: make(directory, float(arguments[0])))
     elif action == "copy":
-        seconds = copy(directory)
+        measuring.say(lambda: measuring.copy(directory / "run", directory / "copy"))
     else:
-        seconds = export(directory, *arguments)
-    print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        export(directory, *arguments)
 
 
 def main() -> None:
-    if "--child" in sys.argv:
-        _, directory, action, *arguments = sys.argv[1:]
-        child(Path(directory), action, *arguments)
+    if sys.argv[1:2] == ["--child"]:
+        child(sys.argv[2], Path(sys.argv[3]), *sys.argv[4:])
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gigabytes", type=float, nargs="+", default=[1, 3, 6])

@@ -1,23 +1,21 @@
-"""Peak memory and speed of `jaxscale import hf` on made-up Llamas, beside a plain copy of the same files.
+"""What an import costs: peak resident memory and throughput, beside a plain copy of the same files. JSON lines.
 
-    python scripts/bench/interop/importing.py [--gigabytes 1 3] [--dtype float32] [--work DIR]
+    python scripts/bench/interop/importing.py --gigabytes 1 3 6 --directory /some/disk
 
-For each size: bytes of the source and of the checkpoint, the import's peak resident memory, seconds, and seconds of
-`cp` of as many bytes as were written, on the same disk in the same run.
+Each source is a Llama of noise. Copy and import run in processes of their own, both flush what they wrote to the disk,
+and both find the source outside of the page cache. Throughput is bytes of the source a second, without the start of
+Python and its imports; `process_s` is with them.
 """
 
 import argparse
 import json
-import os
-import resource
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import jax.numpy as jnp
+import measuring
 import numpy as np
 
 from jaxscale.config.model_section import ModelSection
@@ -38,6 +36,7 @@ WIDTHS = {
     "mlp_dim": 5632,
 }
 BLOCK_ROWS = 1024
+FREE_FACTOR = 3.2  # The source, its copy and its import, with float32 for bfloat16.
 
 
 def make_source(folder: Path, num_bytes: float, dtype: np.dtype) -> int:
@@ -75,57 +74,49 @@ def blocks(tensor: Tensor) -> list[int]:
     return [BLOCK_ROWS] * full + [rest] * bool(rest)
 
 
-def run_import(source: Path, out: Path) -> tuple[float, float]:
-    """Seconds and peak resident bytes of the command in a process of its own."""
-    command = [sys.executable, "-m", "jaxscale", "import", "hf", str(source), str(out)]
-    start = time.perf_counter()
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(child.pid, 0)
-    assert status == 0, f"the import failed: {status}"
-    return time.perf_counter() - start, usage.ru_maxrss * 1024
+def run_import(directory: Path) -> None:
+    """As the command does it."""
+    from jaxscale.hardware.cpu_process import prepare_cpu_process
+
+    prepare_cpu_process("float32")
+    from jaxscale.interop.hf_import import open_hf
+    from jaxscale.interop.run_directory import import_model
+
+    measuring.say(lambda: import_model(open_hf(str(directory / "source")), directory / "run"))
 
 
-def run_copy(folder: Path, target: Path) -> float:
-    """Seconds of a plain copy, flushed to the disk as a checkpoint is."""
-    start = time.perf_counter()
-    shutil.copytree(folder, target)
-    for path in target.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    return time.perf_counter() - start
+def measure(root: Path, gigabytes: float, dtype: str, repeats: int) -> dict[str, object]:
+    directory = Path(tempfile.mkdtemp(dir=root))
+    try:
+        measuring.check_room(directory, FREE_FACTOR * gigabytes * 1e9)
+        make_source(directory / "source", gigabytes * 1e9, jnp.dtype(dtype))
+        runs = {name: (name, str(directory)) for name in (measuring.COPY, "import")}
+        made = [directory / "copy", directory / "run"]
+        return measuring.compare(__file__, directory / "source", runs, made, repeats)
+    finally:
+        shutil.rmtree(directory)
 
 
-def measure(gigabytes: float, dtype: np.dtype, work: Path) -> dict[str, float]:
-    source, out, copy = work / "source", work / "run", work / "copy"
-    num_bytes = make_source(source, gigabytes * 1e9, dtype)
-    seconds, peak = run_import(source, out)
-    written = sum(
-        path.stat().st_size for path in (out / "checkpoints").rglob("*") if path.is_file()
-    )
-    copied = run_copy(out / "checkpoints", copy)
-    for path in (source, out, copy):
-        shutil.rmtree(path)
-    return {
-        "source_gb": num_bytes / 1e9,
-        "checkpoint_gb": written / 1e9,
-        "peak_mb": peak / 1e6,
-        "seconds": seconds,
-        "copy_seconds": copied,
-    }
+def child(action: str, directory: Path) -> None:
+    if action == measuring.COPY:
+        measuring.say(lambda: measuring.copy(directory / "source", directory / "copy"))
+    else:
+        run_import(directory)
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["--child"]:
+        child(sys.argv[2], Path(sys.argv[3]))
+        return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--gigabytes", type=float, nargs="+", default=[1.0, 3.0])
+    parser.add_argument("--gigabytes", type=float, nargs="+", default=[1.0, 3.0, 6.0])
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--work", type=Path, help="folder on the disk to measure")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--directory", type=Path, default=Path(), help="on the disk to measure")
     arguments = parser.parse_args()
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with tempfile.TemporaryDirectory(dir=arguments.work) as work:
-        for size in arguments.gigabytes:
-            found = measure(size, jnp.dtype(arguments.dtype), Path(work))
-            print(json.dumps({key: round(value, 2) for key, value in found.items()}))
+    for size in arguments.gigabytes:
+        found = measure(arguments.directory, size, arguments.dtype, arguments.repeats)
+        print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":
