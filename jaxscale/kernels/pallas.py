@@ -6,6 +6,7 @@ Pallas's Triton backend is deprecated since JAX 0.11: GPU kernels here are Mosai
 
 from typing import Any
 
+import jax
 from jax.experimental import pallas as _pallas
 from jax.experimental.pallas import mosaic_gpu as _gpu
 from jax.experimental.pallas import tpu as _tpu
@@ -34,9 +35,16 @@ def interpreter(target: Target, *, detect_races: bool = False) -> Any:
 
 
 def tpu_call(kernel: Any, target: Target, *, detect_races: bool = False, **settings: Any) -> Any:
-    """`pallas_call` for a TPU target. settings: those of `pl.pallas_call`."""
+    """`pallas_call` for a TPU target. settings: those of `pl.pallas_call`.
+
+    Results stand behind a barrier: XLA would fuse a kernel with what writes its result into a larger array (of all
+    layers, say), and such a fusion has 16 MiB of vector memory, whatever the kernel asks for (libtpu 0.0.42).
+    """
     interpret = interpreter(target, detect_races=detect_races)
-    return pl.pallas_call(kernel, interpret=interpret, **settings)
+    call = pl.pallas_call(kernel, interpret=interpret, **settings)
+    if target.interpreted:
+        return call
+    return lambda *operands: jax.lax.optimization_barrier(call(*operands))
 
 
 def gpu_kernel(

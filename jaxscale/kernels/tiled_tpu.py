@@ -13,9 +13,7 @@ import jax.numpy as jnp
 from jaxscale.kernels.pallas import pl, tpu, tpu_call
 from jaxscale.kernels.target import Target
 from jaxscale.kernels.tiles import Layout, TiledProduct, Tiles, contracted, sizes_of
-
-# Vector memory that a kernel may use, of 128 MiB (v5e, v5p, v6e); the compiler's default of 16 MiB holds small tiles.
-VECTOR_MEMORY = 100 * 2**20
+from jaxscale.kernels.tpu_blocks import vector_memory
 
 
 def tiled_product(
@@ -38,6 +36,9 @@ def tiled_product(
     left_spec, right_spec = _operand_specs(product.layout, tiles)
     extra_specs = [row if extra.shape[0] == 1 != m else place for extra in extras]
     num_sums = len(rights)
+    in_specs = [left_spec, *[right_spec] * num_sums, *extra_specs]
+    out_specs = [place] * len(outs)
+    arrays = left, *rights, *extras, *outs
     aliases = {} if product.in_place is None else {1 + num_sums + product.in_place: 0}
     call = tpu_call(
         partial(_kernel, product=product, size=k, num_extras=len(extras)),
@@ -45,13 +46,15 @@ def tiled_product(
         detect_races=detect_races,
         out_shape=outs,
         grid=grid,
-        in_specs=[left_spec, *[right_spec] * num_sums, *extra_specs],
-        out_specs=tuple(place for _ in outs),
+        in_specs=in_specs,
+        out_specs=tuple(out_specs),
         scratch_shapes=[tpu.VMEM((tiles.m, tiles.n), jnp.float32)] * num_sums,
         input_output_aliases=aliases,
         compiler_params=tpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "arbitrary"),
-            vmem_limit_bytes=VECTOR_MEMORY,
+            vmem_limit_bytes=vector_memory(
+                zip((*in_specs, *out_specs), arrays, strict=True), 4 * num_sums * tiles.m * tiles.n
+            ),
         ),
         cost_estimate=_cost((m, n, k), left, rights, extras, outs),
         name=f"tiled_product_{product.layout}",

@@ -1,5 +1,7 @@
-"""Blocks of operands in a TPU kernel: products of them, and what lies beyond an array's end."""
+"""Blocks of operands in a TPU kernel: products of them, what lies beyond an array's end, and the memory they take."""
 
+import math
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -26,3 +28,22 @@ def within(block: jax.Array, axis: int, index: Any, size: int) -> jax.Array:
         return block
     place = index * width + jax.lax.broadcasted_iota(jnp.int32, block.shape, axis)
     return jnp.where(place < size, block, jnp.zeros_like(block))
+
+
+def vector_memory(blocks: Iterable[tuple[Any, Any]], sums: int) -> int:
+    """Bytes of vector memory to ask for: what a kernel asks for, XLA cannot keep other arrays in while it runs.
+
+    blocks: the spec of each operand and result, and its array. sums: bytes of the fp32 sums. Each block counts twice,
+    as one is fetched while the other is used. For values between them, four times a kernel's sums and 4 MiB more: the
+    most that any kernel here was seen to need (v5p, JAX 0.10.2) is four times and 2 MiB.
+    """
+    twice = 2 * sum(_padded_bytes(spec.block_shape, array.dtype) for spec, array in blocks)
+    return twice + 5 * sums + 2**22
+
+
+def _padded_bytes(shape: tuple[int | None, ...], dtype: Any) -> int:
+    """Of a block whose last dims are rounded up to whole registers: 128 lanes, 8 rows of 4 bytes."""
+    *outer, rows, columns = (size or 1 for size in shape)
+    itemsize = int(jnp.dtype(dtype).itemsize)
+    packed = 32 // itemsize
+    return math.prod(outer) * (-(-rows // packed) * packed) * (-(-columns // 128) * 128) * itemsize

@@ -18,6 +18,7 @@ from jaxscale.kernels.linear_cross_entropy.api import (
     loss_and_gradients,
 )
 from jaxscale.kernels.linear_cross_entropy.reference import reference_loss
+from jaxscale.kernels.target import Target
 
 OPTIONS = {
     "plain": LossOptions(),
@@ -120,15 +121,19 @@ def test_bfloat16_is_as_exact_in_chunks_as_at_once() -> None:
         assert error <= 1.5 * plain_error + 2 * 2**-8 * largest
 
 
+@pytest.mark.parametrize("target", [None, Target("gpu", "NVIDIA H200")], ids=["cpu", "gpu"])
 @pytest.mark.parametrize("name", OPTIONS)
-def test_a_split_vocabulary_gives_the_same_loss_and_gradients(name: str) -> None:
+def test_a_split_vocabulary_gives_the_same_loss_and_gradients(
+    name: str, target: Target | None
+) -> None:
+    """target: a CPU gathers the targets' logits, accelerators sum them out of their rows."""
     options = OPTIONS[name]
     mesh = jax.make_mesh((4, 2), ("tensor", "data"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     rows, vocab = PartitionSpec("data"), PartitionSpec("tensor")
 
     def local(hidden: jax.Array, table: jax.Array, targets: jax.Array) -> object:
         sums, to_hidden, to_table = loss_and_gradients(
-            hidden, table, targets, options, 4, Where(vocab_axis="tensor")
+            hidden, table, targets, options, 4, Where("tensor", target, "xla")
         )
         over_rows = jax.tree.map(lambda x: jax.lax.psum(x, "data"), (sums, to_table))
         return over_rows[0], to_hidden, over_rows[1]

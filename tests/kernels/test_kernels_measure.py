@@ -1,6 +1,7 @@
 """Measuring kernels and writing tables, with the interpreter in the place of a TPU."""
 
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -92,3 +93,13 @@ def test_kernels_of_a_cluster_that_is_not_there_are_printed_with_reasons() -> No
     assert "pallas_gpu: not measured on NVIDIA H200" in result.output
     as_data = CliRunner().invoke(app, [*arguments, "--json"])
     assert {row["op"] for row in json.loads(as_data.output)} >= {"attention", "glu", "matmul"}
+
+
+def test_a_plan_says_which_kernels_its_step_would_take() -> None:
+    arguments = ["plan", str(QUICKSTART), "--on", "h200:8", "--kernels", "--executable"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert re.search(r"kernels of plan 1\nattention +xla", result.output)
+    as_data = CliRunner().invoke(app, [*arguments, "--json"])
+    named = {row["op"]: row["name"] for row in json.loads(as_data.output)["kernels"]}
+    assert named["matmul"] == "xla"

@@ -232,35 +232,40 @@ def test_what_declines_says_why() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(jax.__version_info__ < (0, 11, 2), reason="interpreting needs JAX 0.11.2")
-@pytest.mark.parametrize("transposed", [False, True])
-def test_the_gpu_kernel_is_as_exact_as_xla(
-    transposed: object, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """Three tiles of 128 rows, of which groups share two; the last is cut short. 43 rows have no group."""
-    from jaxscale.kernels.ragged_matmul import pallas_gpu
-
+@pytest.mark.parametrize("layout", ["nn", "nt", "tn"])
+def test_gpu_kernels_are_as_exact_as_xla(layout: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """Groups share tiles of rows, the last tile is cut short, one group is empty. 43 rows have no group."""
     rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.standard_normal((300, 128)), jnp.bfloat16)
-    weight = jnp.asarray(rng.standard_normal((4, 128, 128)), jnp.bfloat16)
+    shapes = (300, 128), (300, 128), (4, 128, 128)
+    x, y, weight = (jnp.asarray(rng.standard_normal(shape), jnp.bfloat16) for shape in shapes)
     sizes = jnp.array([7, 0, 150, 100], jnp.int32)
-    ours = pallas_gpu.rows_by_matrices(
-        x,
-        weight,
-        sizes,
-        Target("gpu", "NVIDIA H200", interpreted=True),
-        pallas_gpu.GpuTiles(64, 64, 64, 2),
-        transposed=bool(transposed),
-        detect_races=True,
-    )
-    turned = weight.swapaxes(1, 2) if transposed else weight
-    theirs = jax.lax.ragged_dot(x, turned, sizes)
+    forward, to_x, to_weight = _plain(x, y, weight, sizes, product=jax.lax.ragged_dot)
     with jax.enable_x64(True):
-        wide = x.astype(jnp.float64), turned.astype(jnp.float64)
-        exact = np.asarray(reference_ragged_matmul(*wide, sizes))
-    found, plain = (np.asarray(each, np.float64) for each in (ours, theirs))
-    assert abs(found - exact).max() <= 1.5 * abs(plain - exact).max()
-    assert (found[257:] == 0).all()
+        wide = (each.astype(jnp.float64) for each in (x, y, weight))
+        truth = _plain(*wide, sizes, product=reference_ragged_matmul)
+    plain = {"nn": forward, "nt": to_x, "tn": to_weight}[layout]
+    exact = np.asarray(truth[["nn", "nt", "tn"].index(layout)])
+    ours, theirs = (
+        np.asarray(each, np.float64) for each in (_on_gpu(layout, x, y, weight, sizes), plain)
+    )
+    assert abs(ours - exact).max() <= 1.5 * abs(theirs - exact).max()
+    assert (ours[1] == 0).all() if layout == "tn" else (ours[257:] == 0).all()
     assert "RACE" not in capfd.readouterr().err
+
+
+def _on_gpu(
+    layout: str, x: jax.Array, y: jax.Array, weight: jax.Array, sizes: jax.Array
+) -> jax.Array:
+    from jaxscale.kernels.ragged_matmul import pallas_gpu, pallas_gpu_weights
+
+    h200 = Target("gpu", "NVIDIA H200", interpreted=True)
+    tiles = pallas_gpu.GpuTiles(64, 64, 64, 2)
+    if layout == "tn":
+        return pallas_gpu_weights.rows_over_rows(x, y, sizes, h200, tiles, detect_races=True)
+    turned = layout == "nt"
+    return pallas_gpu.rows_by_matrices(
+        y if turned else x, weight, sizes, h200, tiles, transposed=turned, detect_races=True
+    )
 
 
 @pytest.mark.parametrize("sizes", PRODUCTION.values(), ids=PRODUCTION)
@@ -275,7 +280,7 @@ def test_gpu_kernels_lower(sizes: tuple[int, int, int, int]) -> None:
     product = partial(ragged_matmul, kernels="pallas", target=Target("gpu", "NVIDIA H200"))
     traced = jax.jit(partial(_plain, product=product)).trace(x, y, weight, of_groups)
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
-    assert text.count("@mosaic_gpu") == 2  # Forward and the gradient of x.
+    assert text.count("@mosaic_gpu") == 3  # Forward, and the gradients of x and of the weights.
 
 
 @pytest.mark.skipif(find_spec("libtpu") is None, reason="libtpu is not installed")

@@ -1,11 +1,14 @@
 """Tiled kernels under the interpreters' race detectors, at two tiles along every dim."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxscale.kernels.pallas import pl
 from jaxscale.kernels.target import Target, reason_without
 from jaxscale.kernels.tiles import Layout, TiledProduct, Tiles
+from jaxscale.kernels.tpu_blocks import vector_memory
 
 TPU = Target("tpu", "TPU v5", interpreted=True)
 GPU = Target("gpu", "NVIDIA H200", interpreted=True)
@@ -61,3 +64,33 @@ def test_no_race_and_no_wrong_sum(
     np.testing.assert_allclose(found[1], 2 * exact, atol=2e-4)
     said = capfd.readouterr()
     assert "RACE DETECTED" not in said.out + said.err
+
+
+# Blocks of operands and results, the fp32 sums, and the least vector memory with which the compiler for v5p takes the
+# kernel (JAX 0.10.2, to 2 MiB).
+MEASURED = {
+    "product": ([((1024, 512), 2), ((512, 1024), 2), ((1024, 1024), 2)], 1024 * 1024, 13),
+    "product in fp32": ([((1024, 512), 4), ((512, 1024), 4), ((1024, 1024), 4)], 1024 * 1024, 30),
+    "gradient of gated": (
+        [((1024, 512), 2), ((512, 512), 2), *[((1024, 512), 2)] * 5],
+        1024 * 512,
+        22,
+    ),
+    "loss": (
+        [((512, 512), 2), ((2048, 512), 2), *[((512, 1), 4)] * 5, ((512, 2048), 4)],
+        512 * 2048,
+        30,
+    ),
+    "ragged in fp32": ([((512, 1024), 4), ((1, 1024, 1024), 4), ((512, 1024), 4)], 512 * 1024, 28),
+}
+
+
+@pytest.mark.parametrize("kernel", MEASURED)
+def test_a_kernel_asks_for_what_it_needs_and_leaves_the_rest_to_xla(kernel: str) -> None:
+    shapes, sums, least = MEASURED[kernel]
+    blocks = [
+        (pl.BlockSpec(shape, None), jax.ShapeDtypeStruct(shape, f"float{8 * size}"))
+        for shape, size in shapes
+    ]
+    asked = vector_memory(blocks, 4 * sums)
+    assert least <= asked / 2**20 < 48  # Of the 64 MiB of a v5p.

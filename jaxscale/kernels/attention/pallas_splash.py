@@ -58,24 +58,23 @@ def _kernel(
     else:
         mask = masks.LocalMask(shape, (form.window - 1, 0), offset=form.query_offset)
     rows, columns = _fitting(block, queries), _fitting(block, keys)
-    # Concrete arrays. Not cached: they belong to the mesh that surrounds them, and a process may use several.
-    with jax.ensure_compile_time_eval():
-        return masks.make_splash_mha(
-            masks.MultiHeadMask([mask] * heads),
-            block_sizes=masks.BlockSizes(
-                block_q=rows,
-                block_kv=columns,
-                block_q_dkv=rows,
-                block_kv_dkv=columns,
-                block_q_dq=rows,
-                block_kv_dq=columns,
-            ),
-            attn_logits_soft_cap=form.softcap,
-            residual_checkpoint_name=NAME,
-            head_shards=1,
-            q_seq_shards=1,
-            interpret=interpreter(target, detect_races=bool(detect_races)),
-        )
+    # Its arrays are part of what is traced: concrete ones would be made on the devices, which need not be there.
+    return masks.make_splash_mha(
+        masks.MultiHeadMask([mask] * heads),
+        block_sizes=masks.BlockSizes(
+            block_q=rows,
+            block_kv=columns,
+            block_q_dkv=rows,
+            block_kv_dkv=columns,
+            block_q_dq=rows,
+            block_kv_dq=columns,
+        ),
+        attn_logits_soft_cap=form.softcap,
+        residual_checkpoint_name=NAME,
+        head_shards=1,
+        q_seq_shards=1,
+        interpret=interpreter(target, detect_races=bool(detect_races)),
+    )
 
 
 def _fitting(block: int, length: int) -> int:

@@ -127,32 +127,50 @@ def loss_and_gradients(
         _form("logits", hidden, table, options, chunk_tokens, where),
         where.vocab_axis,
     )
-    pin_layouts = form.target.platform == "cpu"
+    turned = form.target.platform == "cpu" and hidden.dtype == jnp.bfloat16
+    states_of, targets_of = _chunks(hidden, targets, options, chunk_tokens)
 
-    def add(carry: Any, chunk: tuple[jax.Array, jax.Array]) -> tuple[Any, jax.Array]:
-        total, to_table = carry
-        states, wanted = chunk
+    def add(carry: Any, chunk: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
+        total, to_table, places = carry
+        index, wanted = chunk
+        states = jax.lax.dynamic_index_in_dim(places, index, keepdims=False)
         logits, rows = form.logits_and_rows(states, table, wanted)
         assert logits is not None
         gradient = logits_gradient(logits, rows, wanted, options, vocab_axis)
         gradient = gradient.astype(hidden.dtype)
-        turned = transposed_copy(states) if pin_layouts else states.T
-        to_table += jnp.einsum("et,tv->ev", turned, gradient, preferred_element_type=to_table.dtype)
+        to_table += _over_tokens(states, gradient, to_table.dtype, turned=turned)
         to_states = jnp.einsum("tv,ve->te", gradient, table, preferred_element_type=to_table.dtype)
         to_states = to_states.astype(hidden.dtype)
         if vocab_axis is not None:
             to_states = jax.lax.psum(to_states, vocab_axis)
-        return (jax.tree.map(jnp.add, total, form.sums(rows, wanted)), to_table), to_states
+        # In the place of the chunk's states, which are not needed again.
+        places = jax.lax.dynamic_update_index_in_dim(places, to_states, index, 0)
+        return (jax.tree.map(jnp.add, total, form.sums(rows, wanted)), to_table, places), None
 
-    start = _no_loss(hidden), jnp.zeros(table.shape[::-1], _wide(table))
-    chunks = _chunks(hidden, targets, options, chunk_tokens)
-    (sums, to_table), to_states = jax.lax.scan(add, start, chunks)
+    sum_shape = table.shape[::-1] if turned else table.shape
+    start = _no_loss(hidden), jnp.zeros(sum_shape, _wide(table)), states_of
+    chunks = jnp.arange(len(targets_of)), targets_of
+    (sums, to_table, to_states), _ = jax.lax.scan(add, start, chunks)
     flat = to_states.reshape(-1, hidden.shape[-1])[: targets.size]
-    if pin_layouts:
+    if turned:
         # Over one chunk XLA would turn the transposed sum into another product, which its CPU backend cannot run in
         # bfloat16 ("BF16 x BF16 = F32", JAX 0.10.2 and 0.12).
-        to_table = jax.lax.optimization_barrier(to_table)
-    return sums, flat.reshape(hidden.shape), to_table.T
+        to_table = jax.lax.optimization_barrier(to_table).T
+    return sums, flat.reshape(hidden.shape), to_table
+
+
+def _over_tokens(
+    states: Float[Array, "tokens embed"],
+    gradient: Float[Array, "tokens vocab"],
+    dtype: Any,
+    *,
+    turned: bool,
+) -> Float[Array, "rows columns"]:
+    """gradient.T @ states: [vocab, embed], or `turned` [embed, vocab], which CPUs need to multiply bfloat16 fast."""
+    if turned:
+        operands = transposed_copy(states), gradient
+        return jnp.einsum("et,tv->ev", *operands, preferred_element_type=dtype)
+    return jnp.einsum("tv,te->ve", gradient, states, preferred_element_type=dtype)
 
 
 def _remember(
@@ -199,7 +217,8 @@ class _Form:
     ) -> tuple[Logits | None, RowSums]:
         if self.choice.name == "xla":
             logits = _logits(states, table)
-            return logits, row_sums(logits, targets, self.options, self.vocab_axis)
+            gather = self.target.platform == "cpu"
+            return logits, row_sums(logits, targets, self.options, self.vocab_axis, gather=gather)
         from jaxscale.kernels.linear_cross_entropy import pallas_tpu
 
         kept, sums = pallas_tpu.logits_and_sums(

@@ -40,19 +40,30 @@ class RowSums(NamedTuple):
 
 
 def row_sums(
-    logits: Logits, targets: Targets, options: LossOptions, vocab_axis: VocabAxis = None
+    logits: Logits,
+    targets: Targets,
+    options: LossOptions,
+    vocab_axis: VocabAxis = None,
+    *,
+    gather: bool = False,
 ) -> RowSums:
-    """Of fp32 (or wider) logits before their soft-cap, over the whole vocabulary."""
-    columns, vocab_size = _columns(logits.shape[1], options, vocab_axis)
-    is_real = columns < vocab_size
+    """Of fp32 (or wider) logits before their soft-cap, over the whole vocabulary.
+
+    gather: fetch the targets' logits. Otherwise they are picked out by a sum over all columns, which accelerators form
+    beside the others; a CPU would write an array as large as the logits for it.
+    """
+    columns = _columns(logits.shape[1], vocab_axis)
     capped = cap(logits, options.softcap)
-    masked = jnp.where(is_real, capped, -jnp.inf)
+    masked = _where_real(columns, options, capped, -jnp.inf)
     highest = _over(vocab_axis, jax.lax.pmax, masked.max(axis=1))
     normalizer = jnp.exp(masked - highest[:, None]).sum(axis=1)
-    at_target = jnp.where(columns == targets[:, None], capped, 0).sum(axis=1)
+    if gather:
+        at_target = cap(_gathered(logits, targets, vocab_axis), options.softcap)
+    else:
+        at_target = jnp.where(columns == targets[:, None], capped, 0).sum(axis=1)
     total = jnp.zeros_like(at_target)
     if options.label_smoothing:
-        total = jnp.where(is_real, capped, 0).sum(axis=1)
+        total = _where_real(columns, options, capped, 0).sum(axis=1)
     return RowSums(highest, *_over(vocab_axis, jax.lax.psum, (normalizer, at_target, total)))
 
 
@@ -90,18 +101,19 @@ def logits_gradient(
 
     d loss / d logit = p (1 + 2 z log Z) - (1 - s) [target] - s / V, through the soft-cap: times 1 - (capped / cap)^2.
     """
-    columns, vocab_size = _columns(logits.shape[1], options, vocab_axis)
-    is_real = columns < vocab_size
+    columns = _columns(logits.shape[1], vocab_axis)
     capped = cap(logits, options.softcap)
-    masked = jnp.where(is_real, capped, -jnp.inf)
-    probabilities = jnp.exp(masked - sums.highest[:, None]) / sums.normalizer[:, None]
-    gradient = probabilities * (1 + 2 * options.z_loss * sums.log_normalizer)[:, None]
+    masked = _where_real(columns, options, capped, -jnp.inf)
+    # A number for each row, and the exponentials of `row_sums`, which the compiler forms once.
+    scale = (1 + 2 * options.z_loss * sums.log_normalizer) / sums.normalizer
+    gradient = jnp.exp(masked - sums.highest[:, None]) * scale[:, None]
     gradient -= (columns == targets[:, None]) * (1 - options.label_smoothing)
-    gradient -= is_real * (options.label_smoothing / vocab_size)
+    if options.label_smoothing:
+        evenly = options.label_smoothing / real_vocab(logits.shape[1], options, vocab_axis)
+        gradient -= _where_real(columns, options, evenly, 0)
     if options.softcap is not None:
         gradient *= 1 - jnp.square(capped / options.softcap)
-    valid = targets != options.ignore
-    return jnp.where(valid[:, None] & is_real, gradient, 0)
+    return jnp.where((targets != options.ignore)[:, None], gradient, 0)
 
 
 def real_vocab(width: int, options: LossOptions, axis: VocabAxis) -> int:
@@ -122,11 +134,26 @@ def cap(logits: jax.Array, softcap: float | None) -> jax.Array:
     return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
 
 
-def _columns(
-    width: int, options: LossOptions, axis: VocabAxis
-) -> tuple[Int[Array, "1 vocab"], int]:
-    """The token ids of this device's columns, and the number of ids that are not padding."""
-    return jnp.arange(width)[None] + first_column(width, axis), real_vocab(width, options, axis)
+def _columns(width: int, axis: VocabAxis) -> Int[Array, "1 vocab"]:
+    """The token ids of this device's columns."""
+    return jnp.arange(width)[None] + first_column(width, axis)
+
+
+def _gathered(logits: Logits, targets: Targets, axis: VocabAxis) -> PerToken:
+    """The targets' logits; 0 for those that are not of this device's columns."""
+    column = targets - first_column(logits.shape[1], axis)
+    is_here = (column >= 0) & (column < logits.shape[1])
+    found = jnp.take_along_axis(logits, jnp.where(is_here, column, 0)[:, None], axis=1)
+    return jnp.where(is_here, found[:, 0], 0)
+
+
+def _where_real(
+    columns: jax.Array, options: LossOptions, values: jax.Array | float, other: float
+) -> Any:
+    """Values of columns that are token ids; `other` for padding, where there is any."""
+    if options.num_real_vocab is None:
+        return values
+    return jnp.where(columns < options.num_real_vocab, values, other)
 
 
 def _over(axis: VocabAxis, reduce: Callable[..., Any], values: Any) -> Any:

@@ -16,9 +16,8 @@ from jaxscale.kernels.linear_cross_entropy.logits import MASKED, Logits, RowSums
 from jaxscale.kernels.linear_cross_entropy.sums import LossOptions
 from jaxscale.kernels.pallas import pl, tpu, tpu_call
 from jaxscale.kernels.target import Target
-from jaxscale.kernels.tiled_tpu import VECTOR_MEMORY
 from jaxscale.kernels.tiles import Tiles
-from jaxscale.kernels.tpu_blocks import dot, within
+from jaxscale.kernels.tpu_blocks import dot, vector_memory, within
 
 TILES = Tiles(m=512, n=2048, k=512)
 
@@ -49,14 +48,17 @@ def logits_and_sums(
     if keep_logits:
         outs.append(jax.ShapeDtypeStruct((tokens, vocab), jnp.float32))
         out_specs.append(pl.BlockSpec((tiles.m, tiles.n), lambda i, j, _k, _first: (i, j)))
+    in_specs = [
+        pl.BlockSpec((tiles.m, tiles.k), lambda i, _j, k, _first: (i, k)),
+        pl.BlockSpec((tiles.n, tiles.k), lambda _i, j, k, _first: (j, k)),
+        column,
+    ]
+    column_of_targets = jax.ShapeDtypeStruct((tokens, 1), jnp.int32)
+    blocks = zip((*in_specs, *out_specs), (states, table, column_of_targets, *outs), strict=True)
     grid_spec = tpu.PrefetchScalarGridSpec(
         num_scalar_prefetch=1,
         grid=(pl.cdiv(tokens, tiles.m), pl.cdiv(vocab, tiles.n), pl.cdiv(embed, tiles.k)),
-        in_specs=[
-            pl.BlockSpec((tiles.m, tiles.k), lambda i, _j, k, _first: (i, k)),
-            pl.BlockSpec((tiles.n, tiles.k), lambda _i, j, k, _first: (j, k)),
-            column,
-        ],
+        in_specs=in_specs,
         out_specs=out_specs,
         scratch_shapes=[tpu.VMEM((tiles.m, tiles.n), jnp.float32)],
     )
@@ -70,7 +72,7 @@ def logits_and_sums(
         grid_spec=grid_spec,
         compiler_params=tpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary", "arbitrary"),
-            vmem_limit_bytes=VECTOR_MEMORY,
+            vmem_limit_bytes=vector_memory(blocks, 4 * tiles.m * tiles.n),
         ),
         cost_estimate=_cost(states, table, keep_logits=keep_logits),
         name="logits_and_sums",

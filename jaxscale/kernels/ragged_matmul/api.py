@@ -77,19 +77,16 @@ def choices(
 ) -> Mapping[Layout, Choice]:
     """What multiplies in the forward pass ("nn"), for the gradient of x ("nt") and of the weight ("tn").
 
-    sizes: tokens, inward, outward, groups. Raises UserError where what is wanted declines. A GPU has no kernel of the
-    weight gradient, so that "pallas" there leaves it to "auto".
+    sizes: tokens, inward, outward, groups. Raises UserError where what is wanted declines.
     """
-    table, wanted_of = read(TUNING), dict.fromkeys(_LAYOUTS, wanted)
-    if target.platform == "gpu" and wanted.startswith("pallas"):
-        wanted_of["tn"] = "auto"
+    table = read(TUNING)
     return {
         layout: choose(
             "ragged_matmul",
             IMPLEMENTATIONS,
             target,
             RaggedCall(layout, dtype, *sizes),
-            wanted_of[layout],
+            wanted,
             table,
         )
         for layout in _LAYOUTS
@@ -101,10 +98,7 @@ def _no_tpu_kernel(target: Target, call: RaggedCall) -> str | None:
 
 
 def _no_gpu_kernel(target: Target, call: RaggedCall) -> str | None:
-    reason = gpu_reason(target, call.dtype)
-    if reason is None and call.layout == "tn":
-        reason = "its weight gradient has no Hopper kernel"
-    return reason or _no_tiles(call)
+    return gpu_reason(target, call.dtype) or _no_tiles(call)
 
 
 def _no_tiles(call: RaggedCall) -> str | None:
@@ -186,6 +180,11 @@ def _rows_over_rows(kernel: _Kernel, x: Rows, y: OutRows, group_sizes: Sizes) ->
 
         tiles = pallas_tpu.TILES.updated(dict(kernel.config))
         return pallas_tpu.rows_over_rows(x, y, group_sizes, kernel.target, tiles)
+    if kernel.name == "pallas_gpu":
+        from jaxscale.kernels.ragged_matmul import pallas_gpu_weights
+
+        gpu_tiles = pallas_gpu_weights.TILES.updated(dict(kernel.config))
+        return pallas_gpu_weights.rows_over_rows(x, y, group_sizes, kernel.target, gpu_tiles)
     on_cpu = kernel.target.platform == "cpu"
     block = {} if on_cpu else {"block": _ACCELERATOR_BLOCK}
     pinned = on_cpu and kernel.local

@@ -73,12 +73,14 @@ def rows_by_matrices(
         num_threads=_WARPGROUPS + 1,
         thread_name="warpgroup",
     )
-    out = kernel(*visits, _pad(x, (padded[0], padded[2])), _pad(weight, (weight.shape[0], *matrix)))
+    whole = pad_to(weight, (weight.shape[0], *matrix))
+    out = kernel(*visits, pad_to(x, (padded[0], padded[2])), whole)
     cut: OutRows = out[:tokens, :outward]
     return cut
 
 
-def _pad(array: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def pad_to(array: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The array with zeros behind it, up to a shape."""
     if array.shape == shape:
         return array
     return jnp.pad(array, [(0, to - size) for size, to in zip(array.shape, shape, strict=True)])

@@ -5,6 +5,7 @@ that hold a group's rows are fetched. Rows of other groups in a tile are masked 
 summed.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -15,9 +16,8 @@ from jaxscale.kernels.pallas import pl, tpu, tpu_call
 from jaxscale.kernels.ragged_matmul.form import OutRows, Rows, Sizes, Weights
 from jaxscale.kernels.ragged_matmul.visits import Visits, visits_by_group, visits_by_tile
 from jaxscale.kernels.target import Target
-from jaxscale.kernels.tiled_tpu import VECTOR_MEMORY
 from jaxscale.kernels.tiles import Tiles
-from jaxscale.kernels.tpu_blocks import dot, within
+from jaxscale.kernels.tpu_blocks import dot, vector_memory, within
 
 TILES = Tiles(m=512, n=1024, k=1024)
 
@@ -51,13 +51,14 @@ def rows_by_matrices(
         out_specs=pl.BlockSpec((tiles.m, tiles.n), lambda j, v, _, visits: (visits.tile[v], j)),
         scratch_shapes=[tpu.VMEM((tiles.m, tiles.n), jnp.float32)],
     )
+    out_shape = jax.ShapeDtypeStruct((tokens, outward), x.dtype)
     call = tpu_call(
         partial(_rows_kernel, transposed=transposed, inward=inward),
         target,
         detect_races=detect_races,
-        out_shape=jax.ShapeDtypeStruct((tokens, outward), x.dtype),
+        out_shape=out_shape,
         grid_spec=grid_spec,
-        compiler_params=_parameters("parallel", "arbitrary", "arbitrary"),
+        compiler_params=_parameters("arbitrary", grid_spec, (x, weight, out_shape), tiles),
         cost_estimate=_cost(x, weight, tokens * outward),
         name="ragged_rows_by_matrices",
     )
@@ -118,13 +119,14 @@ def rows_over_rows(
         scratch_shapes=[tpu.VMEM((tiles.m, tiles.n), jnp.float32)],
     )
     groups = group_sizes.shape[0]
+    out_shape = jax.ShapeDtypeStruct((groups, inward, outward), x.dtype)
     call = tpu_call(
         partial(_matrices_kernel, tokens=tokens),
         target,
         detect_races=detect_races,
-        out_shape=jax.ShapeDtypeStruct((groups, inward, outward), x.dtype),
+        out_shape=out_shape,
         grid_spec=grid_spec,
-        compiler_params=_parameters("parallel", "parallel", "arbitrary"),
+        compiler_params=_parameters("parallel", grid_spec, (x, y, out_shape), tiles),
         cost_estimate=_cost(x, y, groups * inward * outward),
         name="ragged_rows_over_rows",
     )
@@ -165,8 +167,13 @@ def _between(shape: tuple[int, int], tile: Any, start: Any, end: Any) -> jax.Arr
     return inside
 
 
-def _parameters(*semantics: str) -> Any:
-    return tpu.CompilerParams(dimension_semantics=semantics, vmem_limit_bytes=VECTOR_MEMORY)
+def _parameters(second: str, grid_spec: Any, arrays: Sequence[Any], tiles: Tiles) -> Any:
+    """second: how the grid's second dim is walked; the first is in parallel, the third in order."""
+    specs = *grid_spec.in_specs, grid_spec.out_specs
+    return tpu.CompilerParams(
+        dimension_semantics=("parallel", second, "arbitrary"),
+        vmem_limit_bytes=vector_memory(zip(specs, arrays, strict=True), 4 * tiles.m * tiles.n),
+    )
 
 
 def _cost(left: jax.Array, right: jax.Array, results: int) -> Any:
