@@ -13,18 +13,32 @@ import yaml
 from jaxscale.errors import UserError
 from jaxscale.launch import world as names
 from jaxscale.launch.k8s_nodes import Nodes
-from jaxscale.launch.k8s_volumes import Volume, mounts, volumes
+from jaxscale.launch.k8s_volumes import Volume, check_paths, mounts, volumes
 from jaxscale.launch.restarts import USER_ERROR
+from jaxscale.training.health.attempts import STARTER_VARIABLE
 from jaxscale.training.health.exits import PREEMPTED
 from jaxscale.training.health.preemption import GRACE_VARIABLE
 
 CONFIG_FOLDER, CONFIG_FILE = "/etc/jaxscale", "run.yaml"
 _ROLE, _CONTAINER, _CONFIG = "worker", "train", "config"
 _JOB_INDEX = "metadata.annotations['jobset.sigs.k8s.io/job-index']"
+# The same in all restarts of a JobSet; another one where it was deleted and applied again.
+_JOBSET, _JOBSET_UID = (
+    "JAXSCALE_JOBSET_UID",
+    "metadata.annotations['jobset.sigs.k8s.io/jobset-uid']",
+)
+# Asks training to save, and holds Kubernetes back until it has. Where the grace is over first, what comes then is a
+# second SIGTERM: training says what is lost and ends with 75, instead of being killed.
+STOP_HOOK = "kill -TERM 1; while kill -0 1 2> /dev/null; do sleep 1; done"
 # Pods are called NAME-worker-SLICE-NODE-xxxxx, and a name has 63 letters at most.
 _LONGEST_NAME = 40
 _WORD = re.compile(r"[A-Za-z/-][\w./-]{2,}", re.ASCII)
 _NO_WORDS = frozenset(("yes", "off", "true", "false", "null", "---"))
+# What says who a process is, who starts it again, and how long it has to save in.
+_OWN = frozenset((
+    names.COORDINATOR, names.NUM_PROCESSES, names.PROCESS_ID, names.PROCESSES_PER_JOB, names.JOB_INDEX,
+    names.COMPLETION_INDEX, GRACE_VARIABLE, STARTER_VARIABLE, _JOBSET,
+))  # fmt: skip
 _DNS = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 
 Tree = dict[str, Any]
@@ -65,6 +79,18 @@ def check(job: KubernetesJob) -> None:
             )
     if not job.image or re.search(r"\s", job.image):
         raise UserError(f"--image {job.image!r} is no image")
+    check_paths(job.volumes, [CONFIG_FOLDER])
+    _check_variables(job)
+
+
+def _check_variables(job: KubernetesJob) -> None:
+    for name in (*job.environment, *job.secrets):
+        if name in _OWN:
+            raise UserError(
+                f"{name} is the launcher's to set: who a process is follows from --on, and how long it has from --grace"
+            )
+    for name in job.environment.keys() & job.secrets.keys():
+        raise UserError(f"{name} is given by --env and by --secret; leave one out")
 
 
 def manifest(job: KubernetesJob) -> str:
@@ -115,7 +141,7 @@ def job_set(job: KubernetesJob) -> Tree:
         "kind": "JobSet",
         "metadata": metadata,
         "spec": {
-            "network": {"enableDNSHostnames": True, "subdomain": job.name},
+            "network": _network(job),
             "successPolicy": {"operator": "All", "targetReplicatedJobs": [_ROLE]},
             "failurePolicy": _failure_policy(job),
             "replicatedJobs": [
@@ -123,6 +149,14 @@ def job_set(job: KubernetesJob) -> Tree:
             ],
         },
     }
+
+
+def _network(job: KubernetesJob) -> Tree:
+    """JobSet makes the headless service `subdomain`, and removes it with the set; one of our own would stay behind.
+
+    Pods meet before any is ready, so their names have to be known by then.
+    """
+    return {"enableDNSHostnames": True, "subdomain": job.name, "publishNotReadyAddresses": True}
 
 
 def job_spec(job: KubernetesJob) -> Tree:
@@ -185,11 +219,15 @@ def _container(job: KubernetesJob) -> Tree:
         "ports": [{"containerPort": job.port, "name": "coordinator"}],
         "resources": {"requests": dict(job.nodes.resources), "limits": dict(job.nodes.resources)},
         "volumeMounts": [config, *mounts(job.volumes, shared_memory=job.nodes.shared_memory)],
+        "lifecycle": {"preStop": {"exec": {"command": ["/bin/sh", "-c", STOP_HOOK]}}},
     }
 
 
 def _variables(job: KubernetesJob) -> list[Tree]:
-    """Who a pod is: the numbers here, its own index from Kubernetes (JOB_COMPLETION_INDEX) and from JobSet."""
+    """Who a pod is: the numbers here, its own index from Kubernetes (JOB_COMPLETION_INDEX) and from JobSet.
+
+    JobSet does not look at steps: the run counts the failures of one JobSet itself (`training.health.attempts`).
+    """
     fixed = {
         names.COORDINATOR: f"{job.name}-{_ROLE}-0-0.{job.name}:{job.port}",
         names.NUM_PROCESSES: str(job.nodes.groups * job.nodes.per_group),
@@ -203,9 +241,16 @@ def _variables(job: KubernetesJob) -> list[Tree]:
         {"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}
         for name, (secret, key) in job.secrets.items()
     ]
-    index = {"name": names.JOB_INDEX, "valueFrom": {"fieldRef": {"fieldPath": _JOB_INDEX}}}
     plain = [{"name": name, "value": _kept(value)} for name, value in fixed.items()]
-    return [*plain, index, *secrets]
+    # Kubernetes puts in what was named before.
+    starter = {"name": STARTER_VARIABLE, "value": f"JobSet {job.name} $({_JOBSET})"}
+    said = (_of_pod(names.JOB_INDEX, _JOB_INDEX), _of_pod(_JOBSET, _JOBSET_UID))
+    return [*plain, *said, starter, *secrets]
+
+
+def _of_pod(name: str, path: str) -> Tree:
+    """A variable that the pod's metadata give."""
+    return {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
 
 
 def _kept(text: str) -> str:

@@ -1,5 +1,6 @@
 """Storage of a pod: `pvc:CLAIM:/mnt`, `secret:NAME:/etc/keys`, `configmap:NAME:/etc/x`, `gcs:BUCKET:/gcs`."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -9,7 +10,8 @@ from typing import Any
 from jaxscale.errors import UserError
 
 _KINDS = ("pvc", "secret", "configmap", "gcs")
-_SHARED_MEMORY = "shared-memory"
+_SHARED_MEMORY, _SHARED_MEMORY_PATH = "shared-memory", "/dev/shm"
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9._]{0,251}[a-z0-9])?")
 _FUSE = MappingProxyType({"gke-gcsfuse/volumes": "true"})
 _NONE: Mapping[str, str] = MappingProxyType({})
 
@@ -43,7 +45,23 @@ def parse_volume(text: str) -> Volume:
             f"--volume {text!r}: write KIND:NAME:/PATH with one of {', '.join(_KINDS)}; for example "
             "pvc:training:/mnt/training"
         )
+    if not _NAME.fullmatch(source):
+        raise UserError(
+            f"--volume {text!r}: {source!r} is no name of Kubernetes: lower-case letters, digits, dashes and dots"
+        )
     return Volume(kind, source, path)
+
+
+def check_paths(given: Sequence[Volume], taken: Sequence[str]) -> None:
+    """Raises UserError where two things would be mounted at one path. taken: what is mounted anyway."""
+    places = [PurePosixPath(one) for one in (*taken, _SHARED_MEMORY_PATH)]
+    for one in given:
+        if PurePosixPath(one.path) in places:
+            raise UserError(
+                f"--volume {one.kind}:{one.source}:{one.path}: something else is mounted there already; give another "
+                "path"
+            )
+        places.append(PurePosixPath(one.path))
 
 
 def default_run_dir(given: Sequence[Volume], name: str) -> str:
@@ -58,7 +76,7 @@ def check_run_dir(run_dir: str, given: Sequence[Volume]) -> None:
     places = [one.path for one in given if one.writable]
     if not any(PurePosixPath(run_dir).is_relative_to(place) for place in places):
         raise UserError(
-            f"--run-dir {run_dir} is on no --volume that pods share, so its checkpoints would be lost with them; "
+            f"--run-dir {run_dir} is on no --volume that pods share, so what is written there would be lost with them; "
             f"volumes that can be written: {', '.join(places) or 'none'}"
         )
 
@@ -71,7 +89,7 @@ def volumes(given: Sequence[Volume], *, shared_memory: bool) -> list[Tree]:
 
 def mounts(given: Sequence[Volume], *, shared_memory: bool) -> list[Tree]:
     """For a container's `volumeMounts`."""
-    extra = [{"name": _SHARED_MEMORY, "mountPath": "/dev/shm"}] if shared_memory else []
+    extra = [{"name": _SHARED_MEMORY, "mountPath": _SHARED_MEMORY_PATH}] if shared_memory else []
     return [*(_mount(i, one) for i, one in enumerate(given)), *extra]
 
 

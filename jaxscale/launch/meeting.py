@@ -6,11 +6,13 @@ interface. So the processes meet here first (`launch.door`).
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
 from jaxscale.errors import UserError
 from jaxscale.launch.line import Closed, Late, Line, PeerLost, failure, raise_if_failed
+from jaxscale.launch.peers import LOST_SECONDS, SIGN, PeerWatch, goodbye, leave_soon
 from jaxscale.launch.world import World
 
 # How much longer than process 0 the others wait: it knows who is missing, and says so.
@@ -23,6 +25,10 @@ class Meeting:
     def __init__(self, world: World, lines: dict[int, Line], timeout: float) -> None:
         self._world, self._lines, self._timeout = world, lines, timeout
         self.hosts: tuple[str, ...] = ()
+        # Called when a process that is waited for says that it goes on.
+        self.alive: Callable[[], None] = lambda: None
+        self._signed = 0.0
+        self._watch: PeerWatch | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -33,9 +39,46 @@ class Meeting:
         error: BaseException | None,
         _traceback: TracebackType | None,
     ) -> None:
-        if isinstance(error, UserError | PeerLost):
-            self._tell_why(error)
+        if self._watch is not None:
+            self._end_watch(self._watch, error)
+        elif error is not None:
+            self._tell_present(failure(self._reason(error)))
         self.close()
+
+    def keep_watch(self, lost_seconds: float = LOST_SECONDS) -> None:
+        """Nothing is exchanged any more: the lines tell from here on who is still there (`launch.peers`)."""
+        self._watch = PeerWatch(self._lines, self.name, lost_seconds)
+
+    def _end_watch(self, watch: PeerWatch, error: BaseException | None) -> None:
+        """The last word, which says why where there is an error."""
+        if error is None:
+            if watch.stop():
+                self._tell_present(goodbye())
+            return
+        if not isinstance(error, PeerLost):
+            watch.explain()
+        if watch.stop():
+            self._tell_present(failure(self._reason(error)))
+            self._see_off()
+        elif isinstance(error, UserError):
+            # Without its peer a save fails as on a full disk: no mistake of the user, or nobody starts the run again.
+            watch.wait()
+        if not isinstance(error, UserError | PeerLost):
+            leave_soon()
+
+    def _reason(self, error: BaseException) -> UserError | PeerLost:
+        if isinstance(error, UserError | PeerLost):
+            return error
+        words = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+        return PeerLost(f"{self.name(self.process_id)} failed: {words}")
+
+    def _see_off(self) -> None:
+        """JAX's service is in process 0, whose end aborts the others: so it waits until they have gone."""
+        until = time.monotonic() + 2 * PATIENCE
+        for line in self._lines.values() if self.process_id == 0 else ():
+            with suppress(Late, Closed):
+                while True:
+                    line.receive(until)
 
     @property
     def process_id(self) -> int:
@@ -55,6 +98,13 @@ class Meeting:
         if self.process_id == 0:
             return self._collect(what, value, deadline)
         return self._report(what, value, deadline and deadline + PATIENCE)
+
+    def sign(self, period: float = 0.0) -> None:
+        """Tells who waits for this process that it goes on; at most once in `period` seconds."""
+        now = time.monotonic()
+        if now - self._signed >= period:
+            self._signed = now
+            self._tell_present({SIGN: True})
 
     def close(self) -> None:
         for line in self._lines.values():
@@ -78,6 +128,13 @@ class Meeting:
         return list(message["values"])
 
     def _heard(self, process: int, what: str, line: Line, deadline: float | None) -> Any:
+        while SIGN in (message := self._received(process, what, line, deadline)):
+            self.alive()
+            if self.process_id == 0:
+                self.sign()
+        return message
+
+    def _received(self, process: int, what: str, line: Line, deadline: float | None) -> Any:
         try:
             message = line.receive(deadline)
         except Late:
@@ -102,11 +159,11 @@ class Meeting:
             except Closed:
                 raise self._gone(process, "answers") from None
 
-    def _tell_why(self, error: UserError | PeerLost) -> None:
-        """The others hear what ended this process, as far as they are still there."""
+    def _tell_present(self, message: object) -> None:
+        """To the others, as far as they are still there."""
         for line in self._lines.values():
             try:
-                line.send(failure(error))
+                line.send(message)
             except Closed:
                 continue
 

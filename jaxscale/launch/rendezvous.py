@@ -5,7 +5,7 @@ A process by itself passes through at once: nothing here imports JAX before ther
 
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,8 @@ JOIN_TIMEOUT = 300.0
 HEARTBEAT_SECONDS = 60
 # Directories of NFS are looked at anew after 30 s by default (acdirmin).
 _DISK_SECONDS = 35.0
+# Between signs that data are being prepared: who waits for them reads them, who prepares too lets them pile up.
+_SIGN_SECONDS = 60.0
 # At the end, processes wait so long for each other: process 0 still writes the report.
 SHUTDOWN_SECONDS = 120
 
@@ -34,14 +36,25 @@ class Together:
 
     meeting: Meeting
 
-    def prepare_data(self, config: RunConfig) -> None:
-        """Text becomes tokens once on a shared disk, once a machine elsewhere, and never twice at a time."""
-        from jaxscale.data.corpus import open_corpus
+    def prepare_data(self, config: RunConfig, alive: Callable[[], None]) -> None:
+        """Text becomes tokens once on a shared disk, once a machine elsewhere, and never twice at a time.
 
-        in_turns(self.meeting, "data", lambda: _drop(open_corpus(config.data)))
+        alive: called as it goes on, here or in the process that is waited for.
+        """
+        from jaxscale.data.corpus import open_corpus
+        from jaxscale.data.prepare import Progress
+
+        period = min(_SIGN_SECONDS, (config.training.start_seconds or _SIGN_SECONDS) / 10)
+
+        def report(_progress: Progress) -> None:
+            alive()
+            self.meeting.sign(period)
+
+        self.meeting.alive = alive
+        in_turns(self.meeting, "data", lambda: _drop(open_corpus(config.data, report)))
 
     def agree_on_plan(self, plan: Plan) -> None:
-        """Raises UserError where processes have come to different plans."""
+        """The last that they compare; from then on they watch each other. Raises UserError for different plans."""
         agree(
             self.meeting,
             "plan",
@@ -49,6 +62,7 @@ class Together:
             "They see different devices or different run directories: the directory must be shared by all machines; or "
             "name the plan's axes in the configuration",
         )
+        self.meeting.keep_watch()
 
 
 def _drop(_value: object) -> None:

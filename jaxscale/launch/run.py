@@ -1,5 +1,6 @@
 """Attempts, one after the other, until a run is done or there is no point in another."""
 
+import contextlib
 import json
 import re
 import sys
@@ -11,6 +12,7 @@ from jaxscale.launch.members import Ended, Member
 from jaxscale.launch.restarts import USER_ERROR, Attempt, Policy, judge
 from jaxscale.launch.screen import Screen
 from jaxscale.launch.supervise import Limits, Notices, notices, run_attempt
+from jaxscale.telemetry.saved import Unseen, newest_checkpoint
 
 # How much of a log's end is read for its last step.
 _TAIL_BYTES = 1 << 16
@@ -22,16 +24,12 @@ Progress = Callable[[], tuple[int, int]]
 
 
 def progress_of(directory: Path) -> tuple[int, int]:
-    """Step of the newest checkpoint of a run, and the last step that it logged; 0 where there is none."""
-    checkpoint = max(_saved(directory / "checkpoints"), default=0)
+    """Step of the newest checkpoint of a run, and the last step that it logged; 0 where there is none to be seen."""
+    saved = None
+    with contextlib.suppress(Unseen):
+        saved = newest_checkpoint(directory)
+    checkpoint = 0 if saved is None else saved.step
     return checkpoint, max(_last_logged(directory / "metrics.jsonl"), checkpoint)
-
-
-def _saved(folder: Path) -> list[int]:
-    """As `checkpoint.layout` lists them; importing it takes a second, and JAX, which a launcher does without."""
-    if not folder.is_dir():
-        return []
-    return [int(one.name) for one in folder.iterdir() if one.name.isdecimal() and one.is_dir()]
 
 
 def progress_of_log(path: Path) -> tuple[int, int]:

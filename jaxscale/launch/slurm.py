@@ -24,7 +24,7 @@ set -u
 cd {directory} || exit 2
 run={run}
 {setup}
-newest() {{ ls "$run/checkpoints" 2>/dev/null | grep -x '[0-9][0-9]*' | sort -n | tail -n 1; }}
+newest() {{ {listing} 2>/dev/null | grep -x '[0-9][0-9]*' | sort -n | tail -n 1; }}
 
 in_vain=0
 while true; do
@@ -56,6 +56,7 @@ class SlurmJob:
 
     options: further #SBATCH options without their dashes (`constraint=h100`). setup: lines of shell before the run.
     grace: seconds before the time limit at which the run is told to save. logs: folder of the job's log.
+    checkpoints: `checkpoint.directory` of the run's configuration.
     """
 
     name: str
@@ -74,6 +75,7 @@ class SlurmJob:
     environment: Mapping[str, str] = field(default_factory=dict)
     grace: int = 120
     max_restarts: int = 10
+    checkpoints: str = "checkpoints"
 
 
 def check(job: SlurmJob) -> None:
@@ -104,12 +106,24 @@ def sbatch_script(job: SlurmJob) -> str:
         options="\n".join(f"#SBATCH --{option}" for option in _options(job)),
         directory=shlex.quote(job.directory),
         run=shlex.quote(job.train.run_dir),
+        listing=_listing(job),
         setup="\n".join((*job.setup, *exports)),
         command=shlex.join(job.train.argv),
         wait=_WAIT,
         grace=job.grace,
         preempted=PREEMPTED,
         max_restarts=job.max_restarts,
+    )
+
+
+def _listing(job: SlurmJob) -> str:
+    """A command that prints the steps of the checkpoints, which name their folders; those in a store jaxscale lists."""
+    place = job.checkpoints.removeprefix("file://")
+    if "://" in place:
+        words = [*job.train.program, "checkpoint", "ls", place, "--json"]
+        return f"""{shlex.join(words)} | sed -n 's/^ *"step": \\([0-9]*\\),*$/\\1/p'"""
+    return (
+        f"ls {shlex.quote(place)}" if place.startswith("/") else f'ls "$run"/{shlex.quote(place)}'
     )
 
 

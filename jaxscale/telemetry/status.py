@@ -1,9 +1,8 @@
 """How a run is doing, by what it writes: while it goes on, after it ended, and when nobody knows."""
 
-import contextlib
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +13,7 @@ from jaxscale.telemetry.goodput import Goodput, goodput
 from jaxscale.telemetry.journal import EVENTS_FILE, Event, read_events, written_by
 from jaxscale.telemetry.process import lives
 from jaxscale.telemetry.report.run import RunData, load_run
+from jaxscale.telemetry.saved import Saved, Unseen, newest_checkpoint
 
 State = Literal[
     "starting", "running", "hung?", "finished", "preempted", "failed", "dead", "unknown"
@@ -34,19 +34,12 @@ _DOING = {
 
 
 @dataclass(frozen=True)
-class Saved:
-    """The newest checkpoint. time: Unix seconds when it was complete."""
-
-    step: int
-    time: float
-
-
-@dataclass(frozen=True)
 class RunStatus:
     """A run at a moment; None for what is not known.
 
-    why: the state in words. age: seconds since the last sign of life. seconds_left: to the last step, at the pace of
-    this process with its evaluations and checkpoints.
+    why: the state in words. age: seconds since the last sign of life. unseen: why the checkpoints cannot be looked at
+    from here, or nothing. seconds_left: to the last step, at the pace of this process with its evaluations and
+    checkpoints.
     """
 
     name: str
@@ -57,6 +50,7 @@ class RunStatus:
     latest: Mapping[str, float]
     age: float | None
     saved: Saved | None
+    unseen: str
     goodput: Goodput | None
     seconds_left: float | None
     stacks: Path | None
@@ -72,10 +66,16 @@ def run_status(directory: Path, *, now: float) -> RunStatus:
 
     Raises UserError for a directory that is not there, or a metrics file that is damaged in the middle.
     """
-    return status_of(load_run(directory), read_events(directory / EVENTS_FILE), directory, now=now)
+    run, events = load_run(directory), read_events(directory / EVENTS_FILE)
+    try:
+        return status_of(run, events, directory, newest_checkpoint(directory), now=now)
+    except Unseen as reason:
+        return replace(status_of(run, events, directory, None, now=now), unseen=str(reason))
 
 
-def status_of(run: RunData, events: Sequence[Event], directory: Path, *, now: float) -> RunStatus:
+def status_of(
+    run: RunData, events: Sequence[Event], directory: Path, saved: Saved | None, *, now: float
+) -> RunStatus:
     """The same of what has been read already."""
     last_sign = _last_sign(events, directory)
     age = None if last_sign is None else max(0.0, now - last_sign)
@@ -90,7 +90,8 @@ def status_of(run: RunData, events: Sequence[Event], directory: Path, *, now: fl
         planned_steps=_planned(events) or run.planned_steps,
         latest=latest_values(run),
         age=age,
-        saved=newest_checkpoint(directory),
+        saved=saved,
+        unseen="",
         goodput=goodput(events),
         seconds_left=_seconds_left(run, events, step) if going else None,
         stacks=_newest_stacks(directory),
@@ -112,20 +113,6 @@ def plan_words(text: str) -> str:
     if isinstance(microbatches, int) and microbatches > 1:
         words.append(f"{microbatches} microbatches")
     return ", ".join(words) or "one device"
-
-
-def newest_checkpoint(directory: Path) -> Saved | None:
-    """The newest complete checkpoint of a run: its folder has a step for a name (see `checkpoint.layout`)."""
-    folder = directory / "checkpoints"
-    if not folder.is_dir():
-        return None
-    # As `checkpoint.layout.listed_steps`, without importing what writes checkpoints.
-    steps = [int(path.name) for path in folder.iterdir() if path.name.isdecimal()]
-    if not steps:
-        return None
-    with contextlib.suppress(FileNotFoundError):  # Pruned since.
-        return Saved(max(steps), (folder / str(max(steps))).stat().st_mtime)
-    return None
 
 
 def latest_values(run: RunData) -> dict[str, float]:
@@ -152,6 +139,7 @@ def status_data(status: RunStatus, now: float) -> dict[str, Any]:
         **{key: status.latest.get(key) for key in SHOWN},
         "age_seconds": status.age,
         "checkpoint": saved and {"step": saved.step, "age_seconds": max(0.0, now - saved.time)},
+        "checkpoints_unseen": status.unseen or None,
         "seconds_left": status.seconds_left,
         "expected_end": None if status.seconds_left is None else now + status.seconds_left,
         "stacks": status.stacks and str(status.stacks),

@@ -1,7 +1,9 @@
 """Each tracking library behind the same three calls; its package is passed in, imported only when chosen."""
 
 import html
+import importlib
 import json
+import os
 import sqlite3
 import textwrap
 import time
@@ -13,6 +15,10 @@ from types import ModuleType
 from typing import Any
 
 import yaml
+
+from jaxscale.telemetry.goodput import goodput
+from jaxscale.telemetry.journal import EVENTS_FILE, read_events
+from jaxscale.telemetry.prometheus import GAUGES
 
 _PROJECT = "jaxscale"
 _MLFLOW_MAX_PARAMS = 100
@@ -135,7 +141,58 @@ class Trackio:
         self._run.finish()
 
 
-Backend = TensorBoard | WeightsAndBiases | MLflow | Trackio
+class OpenTelemetry:
+    """Gauges `jaxscale.NAME`, sent by OTLP over HTTP to where the standard variables say (OTEL_EXPORTER_OTLP_ENDPOINT).
+
+    They are read when they are sent (OTEL_METRIC_EXPORT_INTERVAL); a server that does not answer is the SDK's to log.
+    """
+
+    def __init__(self, package: ModuleType, run: Run) -> None:
+        sdk = importlib.import_module("opentelemetry.sdk.metrics")
+        sending = importlib.import_module("opentelemetry.sdk.metrics.export")
+        resources = importlib.import_module("opentelemetry.sdk.resources")
+        name = {} if "OTEL_SERVICE_NAME" in os.environ else {"service.name": _PROJECT}
+        self._provider = sdk.MeterProvider(
+            [sending.PeriodicExportingMetricReader(package.OTLPMetricExporter())],
+            resource=resources.Resource.create({**name, "service.instance.id": run.name}),
+        )
+        self._meter = self._provider.get_meter(_PROJECT)
+        self._gauges: dict[str, Any] = {}
+        self._about = {"run": run.name}
+        self._meter.create_observable_gauge(
+            f"{_PROJECT}.goodput", [_goodput_of(run)], "1", "Useful share of wall time"
+        )
+
+    def log(self, step: int, values: Mapping[str, Any]) -> None:
+        for name, value in {"step": step, **values}.items():
+            self._gauge(name).set(value, self._about)
+
+    def text(self, step: int, name: str, text: str) -> None:
+        """Metrics only."""
+
+    def close(self) -> None:
+        self._provider.shutdown()
+
+    def _gauge(self, name: str) -> Any:
+        if name not in self._gauges:
+            _, words = GAUGES.get(name, ("", ""))
+            unit = "s" if name.endswith("_seconds") else "By" if name.endswith("_bytes") else "1"
+            self._gauges[name] = self._meter.create_gauge(f"{_PROJECT}.{name}", unit, words)
+        return self._gauges[name]
+
+
+def _goodput_of(run: Run) -> Callable[[Any], list[Any]]:
+    """Asked whenever metrics are sent, by a thread of the SDK."""
+    observation = importlib.import_module("opentelemetry.metrics").Observation
+
+    def observe(_options: Any) -> list[Any]:
+        found = goodput(read_events(run.directory / EVENTS_FILE))
+        return [] if found is None else [observation(found.ratio, {"run": run.name})]
+
+    return observe
+
+
+Backend = TensorBoard | WeightsAndBiases | MLflow | Trackio | OpenTelemetry
 
 
 @dataclass(frozen=True)
@@ -178,6 +235,13 @@ BACKENDS: Mapping[str, BackendEntry] = {
         failures=lambda _: (OSError, RuntimeError, ValueError, sqlite3.Error),
         install="pip install 'jaxscale[trackio]'",
         hint="Check TRACKIO_DIR and TRACKIO_SPACE_ID.",
+    ),
+    "opentelemetry": BackendEntry(
+        package="opentelemetry.exporter.otlp.proto.http.metric_exporter",
+        start=OpenTelemetry,
+        failures=lambda _: (OSError, ValueError),
+        install="pip install 'jaxscale[opentelemetry]'",
+        hint="Check the variables that begin with OTEL_.",
     ),
 }
 

@@ -1,4 +1,4 @@
-"""Where metrics go besides `metrics.jsonl`: TensorBoard, Weights & Biases, MLflow, Trackio.
+"""Where metrics go besides `metrics.jsonl`: TensorBoard, Weights & Biases, MLflow, Trackio, OpenTelemetry.
 
 A tracker that cannot start is an error before training does; one that fails later is the tracker's
 trouble, not the run's.

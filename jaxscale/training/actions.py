@@ -14,6 +14,8 @@ from jaxscale.telemetry.meter import StepMeter
 from jaxscale.telemetry.report import write_report
 from jaxscale.training.evaluation import Evaluation, evaluate, make_evaluation_step
 from jaxscale.training.health.bad_steps import History
+from jaxscale.training.health.preemption import short_grace
+from jaxscale.training.health.start_checks import own_checkpoint_bytes
 from jaxscale.training.job import Job
 from jaxscale.training.loop import Due
 from jaxscale.training.optimizer_state import flatten_state
@@ -48,29 +50,40 @@ def make_actions(
     checkpoints: Checkpointer,
     meter: StepMeter,
     history: Callable[[], History],
+    alive: Callable[[], None],
 ) -> list[Due]:
-    """All actions of a run. The checkpoint comes behind the evaluation that may make it the best.
+    """All actions of a run. The checkpoint comes last, behind the evaluation that may make it the best.
 
-    history: what the run remembers at the moment of a checkpoint.
+    history: what the run remembers at the moment of a checkpoint. alive: called as an evaluation goes on.
     """
     results = Results()
     training = job.config.training
     actions = []
     if job.corpus.eval is not None:
-        actions.append(Due(training.eval_every, _Evaluate(job, outputs, meter, results)))
+        held_out = _Evaluate(job, outputs, meter, results, alive)
+        actions.append(Due(training.eval_every, held_out, "batch of the evaluation"))
     if training.sample_tokens and training.sample_prompts:
-        actions.append(Due(training.sample_every, _Sample(job, outputs, meter)))
-    actions.append(
-        Due(job.config.checkpoint.every, _Save(job, checkpoints, meter, results, history))
-    )
+        sample = _Sample(job, outputs, meter)
+        actions.append(Due(training.sample_every, sample, "end of the text sample"))
+    save = _Save(job, outputs, checkpoints, meter, results, history)
+    every = job.config.checkpoint.every
+    actions.append(Due(every, save, "end of the checkpoint", own_checkpoint_bytes(job.specs)))
     return actions
 
 
 class _Evaluate:
     """Loss on the held-out text: to the log, and to the checkpoint that follows."""
 
-    def __init__(self, job: Job, outputs: Outputs, meter: StepMeter, results: Results) -> None:
+    def __init__(
+        self,
+        job: Job,
+        outputs: Outputs,
+        meter: StepMeter,
+        results: Results,
+        alive: Callable[[], None],
+    ) -> None:
         self._job, self._outputs, self._meter, self._results = job, outputs, meter, results
+        self._alive = alive
         self._step = make_evaluation_step(job.model, job.placement, job.config.training)
 
     def __call__(self, done: int, state: TrainState) -> None:
@@ -86,6 +99,7 @@ class _Evaluate:
                 islice(batches, limit),
                 job.placement,
                 job.corpus.tokenizer.token_byte_lengths(),
+                self._alive,
             )
         self._results.evaluation = found
         self._outputs.record({"step": done, **found.record()})
@@ -127,13 +141,15 @@ class _Save:
     def __init__(
         self,
         job: Job,
+        outputs: Outputs,
         checkpoints: Checkpointer,
         meter: StepMeter,
         results: Results,
         history: Callable[[], History],
     ) -> None:
         self._job, self._checkpoints, self._meter, self._results = job, checkpoints, meter, results
-        self._history = history
+        self._outputs, self._history = outputs, history
+        self._has_warned = False
 
     def __call__(self, done: int, state: TrainState) -> None:
         with self._meter.checkpoint():
@@ -141,3 +157,11 @@ class _Save:
             arrays: Mapping[str, Any] = flatten_state(saved)
             metadata = run_metadata(self._job, done, self._history())
             self._checkpoints.save(done, arrays, metadata, metric_value=self._results.loss)
+        self._warn(self._checkpoints.last_seconds)
+
+    def _warn(self, seconds: float | None) -> None:
+        """Once, where a checkpoint before this one took longer than a preemption leaves."""
+        warning = None if seconds is None or self._has_warned else short_grace(seconds)
+        if warning is not None:
+            self._has_warned = True
+            self._outputs.progress.note(f"warning: {warning}")

@@ -19,6 +19,9 @@ from jaxscale.training.losses import Batch, next_token_loss
 from jaxscale.training.pipeline import pipelined_loss
 from jaxscale.training.precision import cast, compute_dtype
 
+# Batches that the devices are given before the first of them is waited for.
+_AHEAD = 3
+
 EvaluationStep = Callable[[Params, Batch], LossSums]
 
 
@@ -87,10 +90,12 @@ def evaluate(
     batches: Iterable[Mapping[str, np.ndarray]],
     placement: Placement,
     token_bytes: np.ndarray | None,
+    alive: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Sums over all batches (whole ones: a single process reads every row).
 
     token_bytes: UTF-8 bytes of each token of the vocabulary, or None where tokens are not made of bytes.
+    alive: called behind each batch that the devices have done.
     """
     sums: list[LossSums] = []
     num_bytes = 0
@@ -98,6 +103,8 @@ def evaluate(
         rows, length = batch["tokens"].shape
         sharding = placement.sharding("batch", (rows, length), ("batch", "sequence"))
         sums.append(step(params, place_batch(batch, sharding, rows)))
+        jax.block_until_ready(sums[-_AHEAD:][0])
+        alive()
         targets = batch["targets"]
         num_bytes += (
             0 if token_bytes is None else int(token_bytes[targets[targets != IGNORE]].sum())

@@ -31,10 +31,15 @@ class Action(Protocol):
 
 @dataclass(frozen=True)
 class Due:
-    """An action and its interval: every so many steps (0: never) and behind the last step."""
+    """An action and its interval: every so many steps (0: never) and behind the last step.
+
+    awaited: what of it is waited for, in words. stored_bytes: that this process may have to write for it.
+    """
 
     every: int
     action: Action
+    awaited: str
+    stored_bytes: float = 0
 
     def now(self, done: int, last: int) -> bool:
         return done == last or (self.every > 0 and done % self.every == 0)
@@ -75,13 +80,13 @@ def run_loop(loop: Loop, state: TrainState, *, start: int, stop: int) -> TrainSt
         loop.agreement.learn()
         loop.agreement.after_step(done, own_seconds, metrics["loss"])
         behind = done, metrics
-        due = [entry.action for entry in loop.actions if entry.now(done, stop)]
+        due = [entry for entry in loop.actions if entry.now(done, stop)]
         if due:
             _observe(loop, behind)
             behind = None
-        for action in due:
-            with loop.watchdog.paused():
-                action(done, state)
+        for entry in due:
+            with loop.watchdog.during(entry.awaited, entry.stored_bytes):
+                entry.action(done, state)
     _observe(loop, behind)
     return state
 

@@ -65,9 +65,10 @@ def sharded_loss(
     rows, vocab = placement.mesh_axes("batch"), placement.mesh_axes("vocab")
     in_specs = (PartitionSpec(rows), PartitionSpec(vocab), PartitionSpec(rows))
     where = Where(vocab or None, placement.target, placement.wanted("linear_cross_entropy"))
-    local_loss, local_gradients = _local(rows, (options, chunk_tokens, where))
+    stored = tuple(axis for axis in placement.mesh_axes("embed") if axis in rows)
+    local_loss, local_gradients = _local(rows, stored, (options, chunk_tokens, where))
     forward = local_blocks(local_loss, placement, in_specs, PartitionSpec())
-    out_specs = (PartitionSpec(), PartitionSpec(rows), PartitionSpec(vocab))
+    out_specs = (PartitionSpec(), PartitionSpec(rows), PartitionSpec(vocab, stored))
     forward_and_gradients = local_blocks(local_gradients, placement, in_specs, out_specs)
 
     @jax.custom_vjp
@@ -76,6 +77,8 @@ def sharded_loss(
         return sums
 
     def remember(hidden: jax.Array, table: jax.Array, targets: jax.Array) -> Any:
+        # Gathered for the embedding, the table would stay whole until here.
+        hidden, table = jax.lax.optimization_barrier((hidden, table))
         sums, *gradients = forward_and_gradients(hidden, table, targets)
         return sums, gradients
 
@@ -87,11 +90,15 @@ def sharded_loss(
     return loss
 
 
-def _local(rows: tuple[str, ...], settings: tuple[LossOptions, int, Where]) -> Any:
+def _local(
+    rows: tuple[str, ...], stored: tuple[str, ...], settings: tuple[LossOptions, int, Where]
+) -> Any:
     """The loss of one device's block, and the same with its gradients, summed over the batch axes.
 
+    stored: those of them that split the columns of the table where it is stored, and of its gradient.
     settings: those of `linear_cross_entropy`, from the options on.
     """
+    others = tuple(axis for axis in rows if axis not in stored)
 
     def over_rows(tree: Any) -> Any:
         return jax.tree.map(lambda leaf: jax.lax.psum(leaf, rows), tree) if rows else tree
@@ -102,6 +109,13 @@ def _local(rows: tuple[str, ...], settings: tuple[LossOptions, int, Where]) -> A
 
     def gradients(hidden: jax.Array, table: jax.Array, targets: jax.Array) -> Any:
         sums, to_hidden, to_table = loss_and_gradients(hidden, table, targets, *settings)
-        return over_rows(sums), to_hidden, over_rows(to_table).astype(table.dtype)
+        if others:
+            to_table = jax.lax.psum(to_table, others)
+        if stored:
+            to_table = jax.lax.psum_scatter(to_table, stored, scatter_dimension=1, tiled=True)
+        to_table = to_table.astype(table.dtype)
+        # Left to itself the compiler keeps the fp32 sum of whole rows until the last layer's gradient is formed.
+        to_hidden, to_table = jax.lax.optimization_barrier((to_hidden, to_table))
+        return over_rows(sums), to_hidden, to_table
 
     return loss, gradients

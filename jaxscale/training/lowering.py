@@ -15,12 +15,12 @@ from jaxscale.models.description import blueprint
 from jaxscale.parallel.mesh import check_batch, make_mesh
 from jaxscale.parallel.placement import Placement, place
 from jaxscale.training.batches import batch_sharding
-from jaxscale.training.job import check_positions
+from jaxscale.training.job import Job, check_positions
 from jaxscale.training.losses import Batch
 from jaxscale.training.optimizers import make_optimizer
 from jaxscale.training.schedules import learning_rate
 from jaxscale.training.state import TrainState, abstract_state, state_shardings, state_specs
-from jaxscale.training.step import StepFunction, make_train_step
+from jaxscale.training.step import StepFunction, jit_step, make_train_step
 
 # What the loader gives for every batch (`data.packing.pack`), and what it may leave to the model.
 _FIELDS = ("tokens", "targets", "segment_ids", "positions")
@@ -51,12 +51,10 @@ class AbstractJob:
         }
 
     def lower(self) -> jax.stages.Lowered:
-        """The step, lowered as `training.step.compile_step` compiles it: the state donated, its shardings kept."""
-        returned = (self.shardings, self.placement.replicated())
+        """The step, lowered as `jaxscale train` compiles it: the state donated, its shardings kept."""
+        jitted = jit_step(self.step, self.shardings, self.placement)
         with jax.set_mesh(self.placement.mesh):
-            jitted: Any = jax.jit(self.step, donate_argnums=0, out_shardings=returned)
-            lowered: jax.stages.Lowered = jitted.lower(self.state, self.batch)
-        return lowered
+            return jitted.lower(self.state, self.batch)
 
 
 def abstract_job(
@@ -89,6 +87,18 @@ def abstract_job(
         state=abstract_state(specs, placement),
         batch=_abstract_batch(config, placement, packed=packed),
         shardings=state_shardings(specs, placement),
+    )
+
+
+def abstract_parts(job: Job) -> AbstractJob:
+    """The same parts of a job that is there already."""
+    config, placement = job.config, job.placement
+    return AbstractJob(
+        placement=placement,
+        step=make_train_step(job.model, placement, job.optimizer, job.schedule, config.training),
+        state=abstract_state(job.specs, placement),
+        batch=_abstract_batch(config, placement, packed=True),
+        shardings=state_shardings(job.specs, placement),
     )
 
 

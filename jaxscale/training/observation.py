@@ -1,8 +1,11 @@
 """The metrics of each step, once they are known: logged at intervals, and judged."""
 
+import statistics
+
 from jaxscale.models.families import resolve
 from jaxscale.models.flops import training_flops_per_token
 from jaxscale.models.traced_flops import traced_training_flops_per_token
+from jaxscale.telemetry.format import seconds_text
 from jaxscale.telemetry.memory import memory_metrics
 from jaxscale.telemetry.meter import StepMeter
 from jaxscale.telemetry.mfu import Peak, mfu
@@ -10,7 +13,12 @@ from jaxscale.telemetry.peak import device_peak
 from jaxscale.telemetry.process import seconds_since_process_start
 from jaxscale.training.health.agreement import Agreement
 from jaxscale.training.health.judge import Judge
-from jaxscale.training.health.stragglers import straggler_message, stragglers
+from jaxscale.training.health.stragglers import (
+    slow_devices,
+    slow_devices_message,
+    straggler_message,
+    stragglers,
+)
 from jaxscale.training.job import Job
 from jaxscale.training.loop import HostMetrics
 from jaxscale.training.outputs import Outputs
@@ -47,7 +55,8 @@ class Observer:
     ) -> None:
         self._job, self._outputs, self._meter, self._peak = job, outputs, meter, peak
         self._judge, self._agreement = judge, agreement
-        self._slow_before: list[int] = []
+        self._slow_hosts: list[int] = []
+        self._slow_devices: list[int] = []
         self.flops_per_token = model_flops_per_token(job)
         self.first_step_seconds: float | None = None
 
@@ -55,9 +64,15 @@ class Observer:
         training = self._job.config.training
         if self.first_step_seconds is None:
             self.first_step_seconds = seconds_since_process_start()
+            self._say_first_step(self.first_step_seconds)
         self._judge(done, metrics)
         if done % self._job.config.telemetry.log_every == 0 or done in {1, training.steps}:
             self._log(done, metrics)
+
+    def _say_first_step(self, seconds: float | None) -> None:
+        if seconds is not None:
+            words = f"the first step was done {seconds_text(seconds)} after the process started"
+            self._outputs.progress.note(words)
 
     def _log(self, done: int, metrics: HostMetrics) -> None:
         job = self._job
@@ -77,14 +92,30 @@ class Observer:
         self._outputs.record(record | self._slowest())
 
     def _slowest(self) -> dict[str, float]:
-        """The process whose own part of a step takes longest; hosts that hold the others up are named once."""
+        """The process whose own part of a step takes longest, and the one with the slowest devices; those that hold the
+        others up are named once."""
         said = self._agreement.said
         if said is None:
             return {}
-        slow = stragglers(said.own_seconds, said.step_seconds)
-        message = straggler_message(said.own_seconds, said.step_seconds, said.hosts)
-        if message is not None and slow != self._slow_before:
-            self._outputs.progress.note(message)
-        self._slow_before = slow
+        self._name_once(
+            stragglers(said.own_seconds, said.step_seconds),
+            straggler_message(said.own_seconds, said.step_seconds, said.hosts),
+            self._slow_hosts,
+        )
+        self._name_once(
+            slow_devices(said.paces),
+            slow_devices_message(said.paces, said.hosts),
+            self._slow_devices,
+        )
         most = max(said.own_seconds)
-        return {"slowest_process": said.own_seconds.index(most), "slowest_own_seconds": most}
+        found = {"slowest_process": said.own_seconds.index(most), "slowest_own_seconds": most}
+        if said.paces:
+            ratio = max(said.paces) / statistics.median_low(said.paces)
+            slowest = said.paces.index(max(said.paces))
+            found |= {"slowest_device_process": slowest, "slowest_device_ratio": ratio}
+        return found
+
+    def _name_once(self, slow: list[int], message: str | None, before: list[int]) -> None:
+        if message is not None and slow != before:
+            self._outputs.progress.note(message)
+        before[:] = slow

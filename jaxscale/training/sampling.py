@@ -57,9 +57,12 @@ def make_sampler(model: Blueprint, placement: Placement, tokenizer: Tokenizer) -
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """Ids of a prompt; those of no text are the end of the document before. Raises UserError for what is no text."""
+    """Ids of a prompt, after what the tokenizer puts before every text; nothing at all is the end of a document.
+
+    Raises UserError for what is no text.
+    """
     try:
-        return tokenizer.encode(prompt) or [tokenizer.eod_id]
+        return [*tokenizer.start_ids, *tokenizer.encode(prompt)] or [tokenizer.eod_id]
     except UnicodeEncodeError as error:
         raise UserError(f"the prompt {prompt!r} is not text: it has broken UTF-8") from error
 

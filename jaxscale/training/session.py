@@ -11,7 +11,6 @@ from jax.sharding import NamedSharding
 from jaxscale.checkpoint.checkpointer import Checkpointer
 from jaxscale.data.loader import Batches, iterate
 from jaxscale.errors import UserError
-from jaxscale.kernels.choice_table import choice_table
 from jaxscale.telemetry.journal import Journal
 from jaxscale.telemetry.ledger import CLOSING, COMPILE
 from jaxscale.telemetry.meter import StepMeter
@@ -31,8 +30,8 @@ from jaxscale.training.losses import Batch
 from jaxscale.training.observation import Observer, run_peak
 from jaxscale.training.outputs import Outputs, is_main
 from jaxscale.training.resume import Start, go_back, return_step
-from jaxscale.training.state import TrainState, state_shardings
-from jaxscale.training.step import StepFunction, compile_step, make_train_step
+from jaxscale.training.state import TrainState
+from jaxscale.training.step import StepFunction
 from jaxscale.training.summary import write_summary
 
 # Bad steps behind one checkpoint, after which going back again is no help.
@@ -48,6 +47,8 @@ class Around:
     checkpoints: Checkpointer
     request: StopRequest
     journal: Journal
+    watchdog: Watchdog
+    step: StepFunction
 
     def last_checkpoint(self) -> int | None:
         return max(self.checkpoints.steps(), default=None)
@@ -65,13 +66,15 @@ def train(around: Around, start: Start) -> int:
     agreement = make_agreement(around.request)
     observer = Observer(job, around.outputs, meter, peak, judge, agreement)
     actions = make_actions(
-        job, around.outputs, around.checkpoints, meter, history=lambda: judge.history
+        job,
+        around.outputs,
+        around.checkpoints,
+        meter,
+        history=lambda: judge.history,
+        alive=around.watchdog.alive,
     )
     steps = job.config.training.steps
-    with (
-        closing(_profiler(job)) as profiler,
-        closing(_watchdog(around)) as watchdog,
-    ):
+    with closing(_profiler(job)) as profiler:
         rounds = _Rounds(
             around=around,
             judge=judge,
@@ -79,12 +82,13 @@ def train(around: Around, start: Start) -> int:
             actions=actions,
             meter=meter,
             profiler=profiler,
-            watchdog=watchdog,
+            watchdog=around.watchdog,
             agreement=agreement,
-            step=journal.ledger.first_call(COMPILE, _compiled_step(around)),
+            step=journal.ledger.first_call(COMPILE, around.step),
         )
         state = rounds.run(start)
     done = int(state.step)
+    around.watchdog.turn_to("end of the last checkpoint", actions[-1].stored_bytes)
     if first < done < steps and not actions[-1].now(done, steps):
         actions[-1].action(done, state)
     journal.ledger.turn_to(CLOSING)
@@ -150,7 +154,8 @@ class _Rounds:
     def _go_back(self, done: int, why: str, returns: list[int]) -> Start:
         """The checkpoint before a bad step, and the order of batches behind it without those since then."""
         around, judge = self.around, self.judge
-        with self.watchdog.paused(), self.meter.excluded():
+        stored = self.actions[-1].stored_bytes
+        with self.watchdog.during("end of the way back", stored), self.meter.excluded():
             around.checkpoints.wait()
             check_devices()
             start = go_back(around.job, around.checkpoints, done, around.outputs.progress.note)
@@ -185,22 +190,6 @@ def _judge(around: Around, start: Start) -> Judge:
         start.history,
         around.outputs.progress.note,
         around.last_checkpoint,
-    )
-
-
-def _watchdog(around: Around) -> Watchdog:
-    seconds = around.job.config.training.hang_seconds
-    return Watchdog(seconds, around.job.directory, around.request.standing)
-
-
-def _compiled_step(around: Around) -> StepFunction:
-    job, note = around.job, around.outputs.progress.note
-    step = make_train_step(
-        job.model, job.placement, job.optimizer, job.schedule, job.config.training
-    )
-    shardings = state_shardings(job.specs, job.placement)
-    return compile_step(
-        step, shardings, job.placement, lambda choices: note(f"kernels:\n{choice_table(choices)}")
     )
 
 

@@ -1,6 +1,6 @@
 """The train step: one pure function of state and batch, compiled once for a placement."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -9,7 +9,6 @@ import optax
 
 from jaxscale.config.run_sections import TrainingSection
 from jaxscale.kernels.linear_cross_entropy.api import LossSums
-from jaxscale.kernels.registry import Choice, recording
 from jaxscale.models.context import use_forward_context
 from jaxscale.models.description import Blueprint, Params, bind
 from jaxscale.parallel.placement import Placement
@@ -93,23 +92,18 @@ def make_train_step(
     return step
 
 
-def compile_step(
-    step: StepFunction,
-    shardings: TrainState,
-    placement: Placement,
-    tell: Callable[[Sequence[Choice]], None] | None = None,
-) -> StepFunction:
-    """`step` under jit: the state keeps its shardings and its buffers are reused.
+def jit_step(step: StepFunction, shardings: TrainState, placement: Placement) -> jax.stages.Wrapped:
+    """`step` under jit: the state keeps its shardings and its buffers are reused. Call and lower it on the mesh."""
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, placement.replicated()))
 
-    tell: is told, once the step is compiled, which kernels were chosen for it.
-    """
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, placement.replicated()))
+
+def compile_step(step: StepFunction, shardings: TrainState, placement: Placement) -> StepFunction:
+    """`jit_step` on its mesh: what takes arrays, and nothing else."""
+    jitted = jit_step(step, shardings, placement)
 
     def run(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        with jax.set_mesh(placement.mesh), recording() as choices:
+        with jax.set_mesh(placement.mesh):
             result: tuple[TrainState, Metrics] = jitted(state, batch)
-        if choices and tell is not None:
-            tell(choices)
         return result
 
     return run

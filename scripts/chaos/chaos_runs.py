@@ -23,7 +23,7 @@ model:
 data: {{train: {text}, sequence_length: 32, eval_fraction: 0.1, store: {store}, workers: 1}}
 training:
   {{steps: {steps}, global_batch: 8, optimizer: {{learning_rate: 1.0e-2}}, eval_every: 20, eval_batches: 2,
-    sample_tokens: 0, hang_seconds: {hang_seconds}}}
+    sample_tokens: 0, hang_seconds: {hang_seconds}, start_seconds: {start_seconds}}}
 plan: {{fsdp: {devices}}}
 checkpoint: {{every: {every}, keep_last: 3}}
 telemetry: {{log_every: 1, trackers: []}}
@@ -34,25 +34,27 @@ EXPECTED_ALONE = (0, PREEMPTED, HUNG)
 
 @dataclass(frozen=True)
 class Shape:
-    """How large a run is. hang_seconds: without a step, after which its processes end themselves."""
+    """How large a run is. hang_seconds, start_seconds: without a step, or without a sign before the first one, after
+    which its processes end themselves."""
 
     processes: int = 1
     devices: int = 2
     steps: int = 200
     every: int = 3
     hang_seconds: float = 10.0
+    start_seconds: float = 60.0
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where one run lives."""
+    """Where one run lives. Run directories lie side by side, so that they share their compiled programs."""
 
     folder: Path
     shape: Shape
 
     @property
     def run(self) -> Path:
-        return self.folder / "run"
+        return self.folder.parent / "runs" / self.folder.name
 
     @property
     def config(self) -> Path:
@@ -66,6 +68,7 @@ class Place:
             store=self.folder / "stores",
             steps=shape.steps,
             hang_seconds=shape.hang_seconds,
+            start_seconds=shape.start_seconds,
             devices=shape.devices,
             every=shape.every,
         )
@@ -138,14 +141,16 @@ def start(place: Place, command: list[str], attempt: int, processes: int = 1) ->
         if processes > 1:
             world = {"coordinator": f"127.0.0.1:{port}", "num-processes": processes}
             flags = [f"--{key}={value}" for key, value in (world | {"process-id": process}).items()]
-        started.append(_process([*command, *flags], log, devices))
+        program = [sys.executable, "-m", "jaxscale", *command, *flags]
+        started.append(launch(program, log, devices))
     return Started(started, logs)
 
 
-def _process(command: list[str], log: Path, devices: int) -> subprocess.Popen[bytes]:
+def launch(command: list[str], log: Path, devices: int) -> subprocess.Popen[bytes]:
+    """A process with so many devices, and a file of what it prints."""
     with log.open("wb") as file:
         return subprocess.Popen(
-            [sys.executable, "-m", "jaxscale", *command],
+            command,
             stdout=file,
             stderr=subprocess.STDOUT,
             env=_environment(devices),

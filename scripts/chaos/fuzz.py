@@ -3,7 +3,8 @@
     python scripts/chaos/fuzz.py --seed 1 --count 2000 --out docs/benchmarks/chaos/fuzz.json
 
 Each case follows from the seed and its number alone, and runs `jaxscale` in a process of its own (forked, so that
-modules are loaded once). One that failed runs again with `--first NUMBER --count 1 --show`.
+modules are loaded once). One that failed runs again with `--first NUMBER --count 1 --show`. With `--seconds 200` it
+stops after that time, and the same command goes on where the file of `--out` ends.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
 from random import Random
+from typing import Any, Self
 
 from fuzz_cases import Case, Where, known_keys, make_case
 
@@ -55,11 +57,20 @@ class Tally:
     by_command: dict[str, Counter[str]] = field(default_factory=dict)
     failures: list[Outcome] = field(default_factory=list)
     slowest: float = 0.0
+    cases: int = 0
+
+    @classmethod
+    def of_data(cls, data: dict[str, Any]) -> Self:
+        """What `as_data` wrote down."""
+        counts = {name: Counter(found) for name, found in data["by_command"].items()}
+        failures = [Outcome(**one) for one in data["failures"]]
+        return cls(counts, failures, data["slowest_seconds"], data["cases"])
 
     def add(self, case: Case, outcome: Outcome) -> None:
         counts = self.by_command.setdefault(case.arguments[0], Counter())
         counts[str(outcome.status) if not outcome.problem else "failed"] += 1
         self.slowest = max(self.slowest, outcome.seconds)
+        self.cases += 1
         if outcome.problem:
             self.failures.append(outcome)
 
@@ -172,35 +183,43 @@ def sharing(lock: Path | None) -> Iterator[None]:
         yield
 
 
-def fuzz(
-    seed: int, first: int, count: int, *, limit: float, show: bool, lock: Path | None
-) -> Tally:
-    """Cases `first` to `first + count - 1` of a seed."""
+def fuzz(options: argparse.Namespace, tally: Tally) -> None:
+    """The cases of a seed that `tally` has not, from `first` on; ends early when the seconds are over."""
     load_modules()
-    tally = Tally()
+    until = time.monotonic() + options.seconds
     with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
         folder = Path(name)
         where = Where(prepare(folder), ROOT)
-        for number in range(first, first + count):
-            case = make_case(Random(f"{seed}/{number}"), where)
-            with sharing(lock):
-                outcome = run_case(case, number, folder, limit)
+        for number in range(options.first + tally.cases, options.first + options.count):
+            if time.monotonic() > until:
+                break
+            case = make_case(Random(f"{options.seed}/{number}"), where)
+            with sharing(options.lock):
+                outcome = run_case(case, number, folder, SECONDS)
             tally.add(case, outcome)
-            if outcome.problem or show:
+            if outcome.problem or options.show:
                 print(json.dumps(asdict(outcome), indent=2), flush=True)
-            if show:
+            if options.show:
                 print(_read(folder / "out"))
                 print({name: content[:3000] for name, content in case.files.items()})
-    return tally
 
 
-def as_data(tally: Tally, seed: int, first: int, count: int) -> dict[str, object]:
+def resumed(options: argparse.Namespace) -> Tally:
+    """What a run of the same cases has left in `--out`, where it was cut short."""
+    if not (options.out and options.out.exists() and options.seconds < float("inf")):
+        return Tally()
+    data = json.loads(options.out.read_text())
+    same = (data["seed"], data["first"]) == (options.seed, options.first)
+    return Tally.of_data(data) if same else Tally()
+
+
+def as_data(tally: Tally, seed: int, first: int) -> dict[str, object]:
     """What is committed as the result."""
     statuses = sum(tally.by_command.values(), Counter())
     return {
         "seed": seed,
         "first": first,
-        "cases": count,
+        "cases": tally.cases,
         "statuses": dict(sorted(statuses.items())),
         "by_command": {k: dict(sorted(v.items())) for k, v in sorted(tally.by_command.items())},
         "tracebacks_hangs_and_others": len(tally.failures),
@@ -216,19 +235,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="to stop after")
     parser.add_argument("--show", action="store_true", help="print every case")
     parser.add_argument("--lock", type=Path, help="a file to lock, shared, while a case runs")
     parser.add_argument("--out", type=Path, help="write the numbers here")
     options = parser.parse_args()
-    tally = fuzz(
-        options.seed,
-        options.first,
-        options.count,
-        limit=SECONDS,
-        show=options.show,
-        lock=options.lock,
-    )
-    data = as_data(tally, options.seed, options.first, options.count)
+    tally = resumed(options)
+    fuzz(options, tally)
+    data = as_data(tally, options.seed, options.first)
     text = json.dumps(data, indent=2) + "\n"
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)

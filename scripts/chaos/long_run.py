@@ -42,6 +42,12 @@ class Sample:
     step: int
     resident_bytes: int
     open_files: int
+    stolen_seconds: float
+
+
+def stolen() -> float:
+    """Seconds of this machine's cores that its host gave to others since it started (Linux; proc_stat(5))."""
+    return int(Path("/proc/stat").read_text().split("\n")[0].split()[8]) / os.sysconf("SC_CLK_TCK")
 
 
 def watch(process: subprocess.Popen[bytes], log: Path, samples: list[Sample]) -> None:
@@ -54,7 +60,7 @@ def watch(process: subprocess.Popen[bytes], log: Path, samples: list[Sample]) ->
                 files = sum(1 for _ in Path(f"/proc/{process.pid}/fd").iterdir())
             except (OSError, IndexError):
                 return
-            samples.append(Sample(step, pages * os.sysconf("SC_PAGE_SIZE"), files))
+            samples.append(Sample(step, pages * os.sysconf("SC_PAGE_SIZE"), files, stolen()))
         time.sleep(1)
 
 
@@ -79,6 +85,7 @@ def analyzed(log: Path, samples: list[Sample], skip: int) -> dict[str, Any]:
         "resident_bytes_by_half": memory,
         "most_open_files_by_half": files,
         "wall_seconds_of_steps": wall,
+        "core_seconds_stolen_by_the_host": samples[-1].stolen_seconds - samples[0].stolen_seconds,
         "samples": [asdict(sample) for sample in samples[:: max(len(samples) // 50, 1)]],
     }
 
@@ -132,7 +139,7 @@ def run(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=10_000)
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--embed", type=int, default=64)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()

@@ -1,6 +1,9 @@
 """`jaxscale launch k8s`: manifests, held against Kubernetes' schemas and JobSet's, and what they make of a pod."""
 
 import re
+import subprocess
+import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ from jaxscale.launch.k8s_flags import labels, secrets
 from jaxscale.launch.k8s_nodes import nodes_of
 from jaxscale.launch.k8s_volumes import Volume, parse_volume
 from jaxscale.launch.world import find_world
+from jaxscale.training.health.attempts import starter
 
 KUBERNETES = "1.31"  # The first where a job's failure policy is stable.
 JOB = KubernetesJob(
@@ -127,11 +131,13 @@ def variables_of(job: KubernetesJob, slice_: int, node: int) -> dict[str, str]:
     for one in container(job)["env"]:
         source = one.get("valueFrom", {})
         if "fieldRef" in source:
-            assert (
-                source["fieldRef"]["fieldPath"]
-                == "metadata.annotations['jobset.sigs.k8s.io/job-index']"
+            given = {"job-index": str(slice_), "jobset-uid": "5f3a-uid"}
+            path = source["fieldRef"]["fieldPath"]
+            annotation = re.fullmatch(
+                r"metadata\.annotations\['jobset\.sigs\.k8s\.io/(.+)'\]", path
             )
-            found[one["name"]] = str(slice_)
+            assert annotation, path
+            found[one["name"]] = given[annotation[1]]
         elif "value" in one:
             found[one["name"]] = expand(one["value"], found)
     return found
@@ -150,6 +156,50 @@ def test_every_pod_knows_who_it_is() -> None:
             assert (world.num_processes, world.coordinator, world.port) == (32, first, 8476)
             seen.append(world.process_id)
     assert seen == list(range(32))
+
+
+def test_the_run_counts_the_failures_of_one_jobset() -> None:
+    """All pods of all its restarts say the same; a JobSet that was deleted and applied again has another number.
+
+    That JobSet annotates its pods so: labelAndAnnotateObject in pkg/controllers/jobset_controller.go, of 0.11 and 0.12.
+    """
+    names = {starter(variables_of(JOB, slice_, node)) for slice_ in (0, 1) for node in (0, 15)}
+    assert names == {"JobSet llama 5f3a-uid"}
+
+
+def test_the_hook_asks_training_to_save_and_waits_until_it_has(tmp_path: Path) -> None:
+    """Its words, said to a process of this machine instead of the container's first."""
+    (shell, option, hook) = container(JOB)["lifecycle"]["preStop"]["exec"]["command"]
+    saves = (
+        "import signal, time\n"
+        "def save(*_): time.sleep(1.5); open('saved', 'w').close(); raise SystemExit(75)\n"
+        "signal.signal(signal.SIGTERM, save); print('ready', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", saves], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    ) as training:
+        assert training.stdout is not None
+        assert training.stdout.readline() == "ready\n"
+        # Somebody has to ask how it ended, or it stays: in a container its end is the container's.
+        threading.Thread(target=training.wait).start()
+        words = re.sub(r"(TERM|-0) 1\b", rf"\1 {training.pid}", hook)
+        subprocess.run([shell, option, words], check=True, timeout=30)
+        assert (tmp_path / "saved").exists()
+    assert training.returncode == 75
+
+
+def test_pods_have_as_long_as_training_believes_to_have() -> None:
+    """The hook's time is part of the grace (Kubernetes, "Pod lifecycle")."""
+    job = replace(JOB, grace=300)
+    assert job_spec(job)["template"]["spec"]["terminationGracePeriodSeconds"] == 300
+    assert {"name": "JAXSCALE_GRACE_SECONDS", "value": "300"} in container(job)["env"]
+
+
+def test_pods_find_each_other_before_they_are_ready() -> None:
+    """The service is JobSet's: pkg/controllers/jobset_controller.go, createHeadlessSvcIfNecessary, of 0.11 and 0.12."""
+    network = job_set(JOB)["spec"]["network"]
+    assert network["publishNotReadyAddresses"]
+    assert [one["kind"] for one in yaml.safe_load_all(manifest(JOB))] == ["ConfigMap", "JobSet"]
 
 
 def test_devices_and_nodes() -> None:
@@ -291,6 +341,16 @@ VOLUME = ("--volume", "pvc:c:/mnt")
         (("--on", "cpu:8", *VOLUME, "--name", "Big_Run"), "lower-case letters, digits and dashes"),
         (("--on", "cpu:8", *VOLUME, "--name", "a" * 41), "40 at most"),
         (("--on", "cpu:8", *VOLUME, "--secret", "A=b"), "write VARIABLE=SECRET:KEY"),
+        (("--on", "cpu:8", *VOLUME, "--volume", "gcs:b:/mnt/"), "mounted there already"),
+        (("--on", "h100:8x2", *VOLUME, "--volume", "pvc:c:/dev/shm"), "mounted there already"),
+        (("--on", "cpu:8", *VOLUME, "--volume", "secret:s:/etc/jaxscale"), "mounted there already"),
+        (("--on", "cpu:8", "--volume", "pvc:My_Claim:/mnt"), "'My_Claim' is no name of Kubernetes"),
+        (("--on", "cpu:8", *VOLUME, "--env", "JAXSCALE_NUM_PROCESSES=3"), "the launcher's to set"),
+        (("--on", "cpu:8", *VOLUME, "--env", "JAXSCALE_STARTER=me"), "the launcher's to set"),
+        (
+            ("--on", "cpu:8", *VOLUME, "--env", "A=1", "--secret", "A=s:k"),
+            "given by --env and by --secret",
+        ),
         (("--on", "cpu:8", *VOLUME, "--node-selector", "x"), "write LABEL=VALUE"),
     ],
 )

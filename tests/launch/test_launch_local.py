@@ -256,3 +256,14 @@ def test_four_processes_train_as_one_does_although_it_is_killed_on_the_way(tmp_p
         four, one = (records(runs[name], key) for name in ("four", "one"))
         assert len(four) == 20
         assert four == one
+
+
+@pytest.mark.parametrize("words", [("local",), ("slurm",), ("ssh", "--hosts", "{hosts}")])
+def test_a_run_directory_in_a_store_is_refused_before_anything_is_started(
+    tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    (tmp_path / "hosts").write_text("node1\n")
+    given = [word.format(hosts=tmp_path / "hosts") for word in words]
+    answer = call("launch", *given, write_config(tmp_path), "--run-dir", "s3://b/run", "--dry-run")
+    assert answer.status == 2, answer
+    assert "checkpoint.directory=s3://b/run" in answer.err

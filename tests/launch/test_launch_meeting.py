@@ -217,6 +217,31 @@ def test_turns_are_taken_by_machine() -> None:
     assert order == [0, 1, 3, 2]
 
 
+def test_who_waits_hears_that_it_goes_on() -> None:
+    """Process 0 works first, then process 1, the first of another machine; what is said once is heard by all others."""
+    port, heard = free_port(), [0, 0, 0]
+    hosts = ("a", "b", "b")
+
+    def take(meeting: Meeting) -> list[object]:
+        meeting.hosts = hosts  # All threads are on one machine.
+        mine = meeting.process_id
+
+        def count() -> None:
+            heard[mine] += 1
+
+        def work() -> None:
+            for _ in range(100 if mine < 2 else 0):
+                meeting.sign(period=60)
+
+        meeting.alive = count
+        in_turns(meeting, "data", work)
+        return meeting.exchange("number", mine)
+
+    assert run([world(i, 3, port) for i in range(3)], take) == [[0, 1, 2]] * 3
+    # Process 1 says it to process 0, which passes it on to all: so process 1 hears both.
+    assert heard == [1, 2, 2]
+
+
 def test_differences_are_named_with_their_hosts() -> None:
     port = free_port()
 

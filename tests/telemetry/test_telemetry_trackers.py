@@ -7,7 +7,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from jaxscale.errors import UserError
-from jaxscale.telemetry.tracker_backends import Run, _flat, _kept_id
+from jaxscale.telemetry.tracker_backends import BACKENDS, Run, _flat, _kept_id
 from jaxscale.telemetry.trackers import GuardedTracker, make_trackers
 
 CONFIG = {"training": {"steps": 10}, "plan": "auto"}
@@ -57,12 +57,12 @@ def test_an_unknown_name_gets_the_nearest_one(tmp_path) -> None:
         make(["tensorbord"], tmp_path)
 
 
-@pytest.mark.parametrize("name", ["wandb", "mlflow", "trackio"])
+@pytest.mark.parametrize("name", ["wandb", "mlflow", "trackio", "opentelemetry"])
 def test_a_missing_package_names_its_extra_before_anything_is_written(
     name, tmp_path, monkeypatch
 ) -> None:
     # The way Python marks a module as not importable, whether it is installed or not.
-    monkeypatch.setitem(__import__("sys").modules, name, None)
+    monkeypatch.setitem(__import__("sys").modules, BACKENDS[name].package, None)
     with pytest.raises(UserError, match=rf"pip install 'jaxscale\[{name}\]'"):
         make(["tensorboard", name], tmp_path)
     assert list(tmp_path.iterdir()) == []

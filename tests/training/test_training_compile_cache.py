@@ -68,7 +68,10 @@ def test_a_variable_of_jax_wins(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_place_that_takes_no_files_does_without(tmp_path: Path) -> None:
+def test_a_place_that_takes_no_files_does_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     (tmp_path / "file").touch()
     with compile_cache(tmp_path / "file" / "run") as where:
         assert where is None

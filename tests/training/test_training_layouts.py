@@ -19,6 +19,9 @@ LAYOUTS = {
     "data 2 fsdp 2 tensor 2": Plan(data=2, fsdp=2, tensor=2),
     "data 2 fsdp 2 tensor 2, accumulation 4": Plan(data=2, fsdp=2, tensor=2, microbatches=4),
 }
+# What differs between families is which dims of which parameters an axis splits: once as far as it can, and all axes
+# together. How many devices an axis has, and microbatches alone, are nothing that a family changes.
+BY_FAMILY = ("fsdp 8", "tensor 8", "data 2 fsdp 2 tensor 2, accumulation 4")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -33,8 +36,8 @@ def test_every_layout_trains_like_one_device(family: str) -> None:
     training = tiny_training()
     losses, norms, updates = train(model, Plan(), training)
     assert losses[4] < losses[2] < losses[0]  # all on the same batch
-    for name, plan in LAYOUTS.items():
-        other_losses, other_norms, other_updates = train(model, plan, training)
+    for name in LAYOUTS if family == "llama3" else BY_FAMILY:
+        other_losses, other_norms, other_updates = train(model, LAYOUTS[name], training)
         np.testing.assert_allclose(other_losses, losses, rtol=1e-5, err_msg=name)
         np.testing.assert_allclose(other_norms, norms, rtol=1e-5, err_msg=name)
         for path, update in updates.items():

@@ -13,7 +13,7 @@ from run_cases import own_model, records, saved, write_config
 
 CHILD = Path(__file__).with_name("process_child.py")
 SETTINGS = (
-    "training.steps=300",
+    "training.steps=150",
     "training.schedule.name=constant",
     "training.eval_every=0",
     "training.sample_tokens=0",
@@ -75,7 +75,7 @@ def test_sigterm_to_one_of_two_processes_is_one_checkpoint_of_both(tmp_path: Pat
     assert len(lines) == len(records(run, "loss")), "one process writes"
     codes, outputs = ended(start(2, config, run))
     assert codes == [0, 0], outputs
-    assert saved(run, 300) == saved(tmp_path / "whole", 300)
+    assert saved(run, 150) == saved(tmp_path / "whole", 150)
     assert records(run, "loss") == records(tmp_path / "whole", "loss")
 
 

@@ -121,6 +121,8 @@ def tiles_of(status: RunStatus, now: float) -> list[Tile]:
         tiles.append(
             Tile("Checkpoint", f"{status.saved.step:,}", ago(max(0.0, now - status.saved.time)))
         )
+    elif status.unseen:
+        tiles.append(Tile("Checkpoint", "unreachable", status.unseen))
     if status.seconds_left is not None:
         tiles.append(Tile("Time left", duration(status.seconds_left), "at this pace"))
     found = status.goodput

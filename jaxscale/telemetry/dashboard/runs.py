@@ -3,10 +3,11 @@
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from jaxscale.telemetry.dashboard.checkpoints import NewestCheckpoints
 from jaxscale.telemetry.journal import EVENTS_FILE, Event, parse_event
 from jaxscale.telemetry.report.run import RunData, load_run
 from jaxscale.telemetry.status import RunStatus, status_of
@@ -64,6 +65,7 @@ class Runs:
     def __init__(self, directory: Path) -> None:
         self._root = directory.resolve()
         self._known: dict[str, _Known] = {}
+        self._checkpoints = NewestCheckpoints()
 
     @property
     def root(self) -> Path:
@@ -83,7 +85,8 @@ class Runs:
         del records[:-1000]
         run = load_run(path, list(records))
         events = known.events.read(path / EVENTS_FILE)
-        return status_of(run, events, path, now=now)
+        newest = self._checkpoints.of(path)
+        return replace(status_of(run, events, path, newest.saved, now=now), unseen=newest.unseen)
 
     def whole(self, name: str, path: Path) -> RunData:
         """Everything of a run. The records of a few runs are kept, those asked for last."""

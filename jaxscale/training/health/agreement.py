@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float
 
 from jaxscale.training.health.hosts import host_names
+from jaxscale.training.health.pace import Pace
 from jaxscale.training.health.preemption import StopRequest
 
 # Seconds between gathers where steps are shorter: a stop is late by this at most, and fast steps hardly pay.
@@ -27,13 +28,14 @@ class Said:
     """What the processes said behind a step.
 
     asked: processes that were asked to stop. own_seconds: of each process, per step, not waiting for others.
-    step_seconds: of a whole step. hosts: by process.
+    step_seconds: of a whole step. hosts: by process. paces: see `Pace.medians`.
     """
 
     asked: tuple[int, ...]
     own_seconds: tuple[float, ...]
     step_seconds: float
     hosts: tuple[str, ...]
+    paces: tuple[float, ...] = ()
 
 
 class Alone:
@@ -61,6 +63,7 @@ class Together:
         self._request = request
         self._hosts = host_names()
         self._gather = _Gather()
+        self._pace = Pace()
         self._own_seconds = 0.0
         self._sent: jax.Array | None = None
         self._every, self._due = 1, 0
@@ -86,19 +89,22 @@ class Together:
         taken, own = (now - self._since) / steps, self._own_seconds / steps
         self._since, self._since_step, self._due = now, done, done + self._every
         self._own_seconds = 0.0
-        self._sent = self._gather([float(self._request.asked), own, taken], behind)
+        pace = self._pace.look(behind)
+        self._sent = self._gather([float(self._request.asked), own, taken, pace], behind)
 
     def learn(self) -> None:
         """Take in what was said last; waits for no more than the step that it was said behind."""
         if self._sent is None:
             return
-        asked, own, taken = self._gather.by_process(self._sent)
+        asked, own, taken, paces = self._gather.by_process(self._sent)
         self._sent = None
+        self._pace.learn(paces.tolist())
         self.said = Said(
             tuple(np.flatnonzero(asked).tolist()),
             tuple(own.tolist()),
             float(np.median(taken)),
             self._hosts,
+            self._pace.medians(),
         )
         # Of numbers that all have alike, so that all gather at the same steps.
         self._every = int(np.clip(_PERIOD / max(float(taken.max()), 1e-9), 1, _MOST_STEPS))

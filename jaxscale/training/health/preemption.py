@@ -5,6 +5,7 @@ device whose peer is gone. So a thread reads the signals' numbers from the wake-
 handler puts them at once.
 """
 
+import math
 import os
 import select
 import signal
@@ -46,6 +47,18 @@ def grace_seconds() -> float:
     return seconds
 
 
+def short_grace(seconds: float) -> str | None:
+    """What to say where a checkpoint took `seconds` and what started this process leaves it hardly as long to save in;
+    None where it does, or where nothing says how long that is."""
+    if GRACE_VARIABLE not in os.environ or seconds <= _NEARLY_OVER * grace_seconds():
+        return None
+    return (
+        f"a checkpoint took {seconds:.3g} s, and a preemption leaves {grace_seconds():g} s to save in "
+        f"({GRACE_VARIABLE}, by --grace of the launchers): it may lose the steps since the checkpoint before. Give "
+        f"--grace {math.ceil(2 * seconds)}, or lower checkpoint.every"
+    )
+
+
 class Preempted(Exception):
     """A stop was asked for before there was anything to save."""
 
@@ -72,7 +85,7 @@ class Standing:
 class StopRequest:
     """Whether this process was asked to end after the step that is running."""
 
-    standing: Standing = field(default_factory=Standing)
+    standing: Standing
     asked: bool = False
 
     def check(self) -> None:
@@ -82,13 +95,13 @@ class StopRequest:
 
 
 @contextmanager
-def stop_on_signal(grace: float) -> Iterator[StopRequest]:
+def stop_on_signal(grace: float, standing: Standing) -> Iterator[StopRequest]:
     """SIGTERM asks for a stop instead of ending the process; call it in the main thread.
 
     grace: seconds between SIGTERM and the end that the scheduler forces. When most of them are over, and at a second
-    SIGTERM, standard error hears what is lost.
+    SIGTERM, standard error hears what is lost, by `standing`.
     """
-    request = StopRequest()
+    request = StopRequest(standing)
 
     def ask(_number: int, _frame: FrameType | None) -> None:
         request.asked = True

@@ -35,7 +35,12 @@ def check_start(job: Job, say: Callable[[str], None]) -> None:
 def checkpoint_bytes(specs: TrainState) -> int:
     """Bytes of the arrays of a checkpoint."""
     leaves = jax.tree.leaves(specs, is_leaf=lambda leaf: isinstance(leaf, ParamSpec))
-    return sum(spec.size * spec.dtype.itemsize for spec in leaves)
+    return int(sum(spec.size * spec.dtype.itemsize for spec in leaves))
+
+
+def own_checkpoint_bytes(specs: TrainState) -> float:
+    """Of them, what one process writes."""
+    return checkpoint_bytes(specs) / int(jax.process_count())
 
 
 def check_room(job: Job) -> list[str]:

@@ -1,0 +1,6 @@
+"""Helpers of other folders that are shared."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
