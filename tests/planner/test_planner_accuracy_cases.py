@@ -16,8 +16,8 @@ from planner_truth.settings import best, mesh_and_cluster, settings_of
 from planner_truth.stacks import software_of
 from published import FILE, a_case
 
-from jaxscale.planner.parameters import num_parameters, parameter_groups
-from jaxscale.planner.workload import Workload
+from jaxscale.planner.model.parameters import num_parameters, parameter_groups
+from jaxscale.planner.model.workload import Workload
 
 
 @pytest.mark.parametrize(
@@ -90,10 +90,10 @@ def test_devices_that_a_mesh_leaves_over_are_data_parallel() -> None:
         ("full, no sequence parallelism", "megatron", "full"),
         ("selective (attention core)", "megatron", "attention"),
         ("selective", "megatron", "attention"),
-        ("selective (op-level)", "torch", "dots"),
-        ("per-op SAC", "torch", "dots"),
+        ("selective (op-level)", "torch", "alternate"),
+        ("per-op SAC", "torch", "alternate"),
         ("minimal", "jax", "dots"),
-        ("save_dot_except_mlpwi", "jax", "minimal"),
+        ("save_dot_except_mlpwi", "jax", "projections"),
         ("qkv_proj_offloaded", "jax", "offload"),
         ("custom: offload context,mlpwo", "jax", "offload"),
         ("custom; dropped", "jax", None),

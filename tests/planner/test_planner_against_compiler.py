@@ -13,14 +13,14 @@ from jaxscale.config.plan import Plan
 from jaxscale.config.run import RunConfig
 from jaxscale.hardware.catalogue import parse_cluster
 from jaxscale.parallel.topology import abstract_devices
-from jaxscale.planner.compiled import compile_facts
-from jaxscale.planner.expected import Expected, compiled_peak, expected
-from jaxscale.planner.jaxscale_stack import jaxscale_stack
-from jaxscale.planner.lockstep.stages import tick_shares
-from jaxscale.planner.model_source import groups_of, shape_of
-from jaxscale.planner.predict import predict
-from jaxscale.planner.proposal import to_layout
-from jaxscale.planner.workload import Workload
+from jaxscale.planner.costs.lockstep.stages import tick_shares
+from jaxscale.planner.model.source import groups_of, shape_of
+from jaxscale.planner.model.workload import Workload
+from jaxscale.planner.search.predict import predict
+from jaxscale.planner.search.proposal import to_layout
+from jaxscale.planner.verification.compiled import compile_facts
+from jaxscale.planner.verification.expected import Expected, compiled_peak, expected
+from jaxscale.planner.vocabulary.jaxscale_stack import jaxscale_stack
 from jaxscale.training.lowering import abstract_job
 
 STORED = Path(__file__).parents[2] / "docs/benchmarks/planner/compiled.json"

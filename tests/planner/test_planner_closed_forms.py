@@ -8,10 +8,8 @@ from planner_truth.evaluate import evaluate_case
 from planner_truth.scoring import score
 from published import FILE
 
-from jaxscale.planner import closed_forms as forms
-from jaxscale.planner import closed_forms_collectives as collectives
-from jaxscale.planner import closed_forms_memory as memory
-from jaxscale.planner import closed_forms_pipeline as pipeline
+from jaxscale.planner.closed_forms import collectives, memory, pipeline
+from jaxscale.planner.closed_forms import rooflines as forms
 
 # Printed answers that do not follow from what is printed beside them; the file says so of the second.
 CONFLICTS = {

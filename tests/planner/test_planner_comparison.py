@@ -8,11 +8,11 @@ from planner_cases import problem
 
 from jaxscale.errors import UserError
 from jaxscale.hardware.catalogue import larger_clusters, parse_cluster, with_overrides
-from jaxscale.planner.answer import answer, fits_at_all
-from jaxscale.planner.comparison import better_batches, compare, first, moves, side
-from jaxscale.planner.pins import parse_pins
-from jaxscale.planner.question import default_batch, make_space
-from jaxscale.planner.remedies import remedies, shortage, shortage_text
+from jaxscale.planner.report.comparison import better_batches, compare, first, moves, side
+from jaxscale.planner.report.question import default_batch, make_space
+from jaxscale.planner.report.remedies import remedies, shortage, shortage_text
+from jaxscale.planner.search.answer import answer, fits_at_all
+from jaxscale.planner.search.pins import parse_pins
 
 TIGHT = {"hbm": "300MiB"}
 

@@ -15,8 +15,13 @@ from jaxscale.config.run import RunConfig
 from jaxscale.hardware.by_name import cluster_by_name
 from jaxscale.models.traced_flops import traced_flops
 from jaxscale.parallel.topology import abstract_devices, prepare_process
-from jaxscale.planner.compiled import CompiledFacts, argument_parts, compile_facts, device_bytes
-from jaxscale.planner.refusal import DoesNotFit, read_refusal
+from jaxscale.planner.verification.compiled import (
+    CompiledFacts,
+    argument_parts,
+    compile_facts,
+    device_bytes,
+)
+from jaxscale.planner.verification.refusal import DoesNotFit, read_refusal
 from jaxscale.training.lowering import abstract_job
 
 ROWS, LENGTH, LAYERS, EMBED, HEADS, KV_HEADS, HEAD_DIM, MLP, VOCAB = 32, 16, 2, 32, 8, 4, 8, 64, 64

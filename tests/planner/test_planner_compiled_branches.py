@@ -9,13 +9,13 @@ import pytest
 from planner_cases import DENSE
 
 from jaxscale.parallel.pipeline.stages import balanced
+from jaxscale.planner.costs.lockstep.stages import head_load, tick_shares
 from jaxscale.planner.hlo.branches import TickShares, branch_shares
 from jaxscale.planner.hlo.execution import executed
 from jaxscale.planner.hlo.products import product_flops
 from jaxscale.planner.hlo.text import Module, parse_module
-from jaxscale.planner.layout import Layout
-from jaxscale.planner.lockstep.stages import head_load, tick_shares
-from jaxscale.planner.parameters import parameter_groups
+from jaxscale.planner.model.parameters import parameter_groups
+from jaxscale.planner.vocabulary.layout import Layout
 
 TICKS, PLACES, WIDTH = 6, 3, 16
 HALF, THIRD = Fraction(1, 2), Fraction(1, 3)

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxscale.planner.formula import (
+from jaxscale.planner.vocabulary.formula import (
     Column,
     Formula,
     Named,
@@ -64,6 +64,14 @@ def test_a_shared_part_is_computed_once() -> None:
     part = Counted(3)
     assert (part + part * part).at(Table({"a": [1]}), 0) == 12
     assert len(calls) == 1
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1))
+def test_pairs_are_those_of_the_rows(rows: list[tuple[int, int]]) -> None:
+    first, second = zip(*rows, strict=True)
+    pairs, index = Table({"a": first, "b": second}).pairs("a", "b")
+    assert pairs == sorted(set(rows))
+    assert [pairs[one] for one in index] == rows
 
 
 def test_parentheses_stand_where_they_change_the_value() -> None:

@@ -11,9 +11,9 @@ import pytest
 
 from jaxscale.config.loading import load_model
 from jaxscale.hardware.catalogue import parse_cluster
-from jaxscale.planner.answer import Answer, answer
-from jaxscale.planner.question import Request, make_question
-from jaxscale.planner.rejections import words
+from jaxscale.planner.report.question import Request, make_question
+from jaxscale.planner.search.answer import Answer, answer
+from jaxscale.planner.search.rejections import words
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "golden"

@@ -14,9 +14,7 @@ from jaxscale.parallel.pipeline.program import make_program
 from jaxscale.parallel.pipeline.schedules import make_table
 from jaxscale.parallel.pipeline.simulate import Costs, Times, tick_time
 from jaxscale.parallel.pipeline.table import Table as ScheduleTable
-from jaxscale.planner.formula import Formula, Number, Table
-from jaxscale.planner.layout import Schedule
-from jaxscale.planner.lockstep.counts import (
+from jaxscale.planner.costs.lockstep.counts import (
     Load,
     Passes,
     slots,
@@ -25,8 +23,10 @@ from jaxscale.planner.lockstep.counts import (
     ticks_alone,
     ticks_with_both,
 )
-from jaxscale.planner.lockstep.turns import InTurns
-from jaxscale.planner.sizes import mesh_columns
+from jaxscale.planner.costs.lockstep.turns import InTurns
+from jaxscale.planner.model.sizes import mesh_columns
+from jaxscale.planner.vocabulary.formula import Formula, Number, Table
+from jaxscale.planner.vocabulary.layout import Schedule
 
 SCHEDULES = get_args(PlanSchedule)
 Size = tuple[Schedule, int, int, int]

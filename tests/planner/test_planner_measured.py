@@ -12,19 +12,19 @@ from jaxscale.config.plan import Plan
 from jaxscale.config.text import to_yaml
 from jaxscale.errors import UserError
 from jaxscale.hardware.catalogue import parse_cluster
-from jaxscale.planner.calibration import efficiency_of
-from jaxscale.planner.calibration_file import (
+from jaxscale.planner.costs.calibration import efficiency_of
+from jaxscale.planner.measured.calibration_file import (
     add_measurement,
     efficiency_with,
     measure,
     read_calibration,
 )
-from jaxscale.planner.measured import compare, problem_of_run, read_kept, record_of
-from jaxscale.planner.model_source import groups_of, shape_of
-from jaxscale.planner.predict import predict
-from jaxscale.planner.proposal import predict_plan, run_problem, to_layout
-from jaxscale.planner.search import Problem
-from jaxscale.planner.workload import Workload
+from jaxscale.planner.measured.runs import compare, problem_of_run, read_kept, record_of
+from jaxscale.planner.model.source import groups_of, shape_of
+from jaxscale.planner.model.workload import Workload
+from jaxscale.planner.search.exhaustive import Problem
+from jaxscale.planner.search.predict import predict
+from jaxscale.planner.search.proposal import predict_plan, run_problem, to_layout
 from jaxscale.telemetry.metrics import MetricsLog
 
 MODEL = {

@@ -15,14 +15,14 @@ from jaxscale.models.families import resolve
 from jaxscale.models.flops import training_flops_per_token
 from jaxscale.parallel.mesh import make_mesh
 from jaxscale.parallel.placement import place
-from jaxscale.planner.formula import Table
-from jaxscale.planner.layout import AXES
-from jaxscale.planner.memory import SHARDED
-from jaxscale.planner.model_flops import active_weights, step_flops
-from jaxscale.planner.model_source import groups_of, shape_of
-from jaxscale.planner.parameters import local_elements, num_parameters, parameter_groups
-from jaxscale.planner.sizes import mesh_columns
-from jaxscale.planner.workload import Workload
+from jaxscale.planner.costs.memory import SHARDED
+from jaxscale.planner.model.flops import active_weights, step_flops
+from jaxscale.planner.model.parameters import local_elements, num_parameters, parameter_groups
+from jaxscale.planner.model.sizes import mesh_columns
+from jaxscale.planner.model.source import groups_of, shape_of
+from jaxscale.planner.model.workload import Workload
+from jaxscale.planner.vocabulary.formula import Table
+from jaxscale.planner.vocabulary.layout import AXES
 
 FILES = sorted(MODELS.glob("*.yaml"))
 PLANNED = MODELS.parent / "planned"

@@ -8,13 +8,14 @@ from jaxscale.config.plan import MESH_AXES, Plan
 from jaxscale.errors import UserError
 from jaxscale.hardware.catalogue import parse_cluster
 from jaxscale.hardware.cluster import Cluster
-from jaxscale.planner.answer import answer
-from jaxscale.planner.calibration import efficiency_of
-from jaxscale.planner.layout import is_executable
-from jaxscale.planner.model_shape import ModelShape
-from jaxscale.planner.parameters import parameter_groups
-from jaxscale.planner.predict import predict
-from jaxscale.planner.proposal import (
+from jaxscale.planner.costs.calibration import efficiency_of
+from jaxscale.planner.model.parameters import parameter_groups
+from jaxscale.planner.model.shape import ModelShape
+from jaxscale.planner.model.workload import Workload
+from jaxscale.planner.search.answer import answer
+from jaxscale.planner.search.exhaustive import Problem
+from jaxscale.planner.search.predict import predict
+from jaxscale.planner.search.proposal import (
     Proposal,
     predict_plan,
     propose,
@@ -22,8 +23,7 @@ from jaxscale.planner.proposal import (
     to_layout,
     to_plan,
 )
-from jaxscale.planner.search import Problem
-from jaxscale.planner.workload import Workload
+from jaxscale.planner.vocabulary.layout import is_executable
 
 SHAPE = ModelShape(
     name="8b", layers=32, embed=4096, heads=32, kv_heads=8, head_dim=128, mlp=14336, mlp_products=3,

@@ -4,6 +4,7 @@ import itertools
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,18 +12,18 @@ from planner_cases import DENSE, ROUTED, problem
 
 from jaxscale.errors import UserError
 from jaxscale.hardware.catalogue import parse_cluster
-from jaxscale.planner import search
-from jaxscale.planner.answer import answer
-from jaxscale.planner.candidates import all_meshes, divisors
-from jaxscale.planner.formula import Table
-from jaxscale.planner.layout import AXES, Layout
-from jaxscale.planner.links import Links
-from jaxscale.planner.network import axis_links
-from jaxscale.planner.pins import check_product, parse_pins
-from jaxscale.planner.predict import predict
-from jaxscale.planner.prediction import Prediction
-from jaxscale.planner.search import Problem, Space, blocks, divisible_meshes, ranked
-from jaxscale.planner.spread import default_spread, distinct_spreads, spreads
+from jaxscale.planner.costs.network import axis_links
+from jaxscale.planner.search import exhaustive
+from jaxscale.planner.search.answer import answer
+from jaxscale.planner.search.candidates import all_meshes, divisors
+from jaxscale.planner.search.exhaustive import Problem, Space, blocks, divisible_meshes, ranked
+from jaxscale.planner.search.links import Links
+from jaxscale.planner.search.pins import check_product, parse_pins
+from jaxscale.planner.search.predict import predict
+from jaxscale.planner.search.spread import default_spread, distinct_spreads, spreads
+from jaxscale.planner.vocabulary.formula import Table
+from jaxscale.planner.vocabulary.layout import AXES, Layout
+from jaxscale.planner.vocabulary.prediction import Prediction
 
 CLUSTERS = ("h100:4x2", "h100:8", "v5e:2x4", "v5p:2x2x2", "v5e:2x2*2")
 
@@ -58,7 +59,7 @@ def test_the_search_finds_what_trying_everything_finds(
     cluster: str, shape: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        search, "_TIMED_AT_ONCE", 1
+        exhaustive, "_TIMED_AT_ONCE", 1
     )  # Or everything is timed, and no bound is needed.
     space = Space(remats=("none", "full"), schedules=("1f1b",), zeros=(0,), axes=AXES)
     question = problem(shape, cluster, batch=16, space=space)
@@ -79,7 +80,7 @@ def test_no_spread_is_faster_than_the_bound(cluster: str) -> None:
     dims = tuple(dim.size for dim in question.cluster.dims)
     for block in blocks(question, divisible_meshes(question).kept):
         table = Table(block.columns | links.best_columns(block.columns))
-        bounds = search.seconds_of(block.costs).over(table)
+        bounds = exhaustive.seconds_of(block.costs).over(table)
         for row in range(0, block.peak.size, 97):
             layout = block.layout(row)
             for spread in spreads(dims, layout.mesh):
@@ -111,6 +112,18 @@ def test_link_columns_are_the_links_of_each_axis(cluster: str) -> None:
         assert columns[f"{axis}_slow_share"][0] == expected.slow_share
         if math.isfinite(expected.fast_bandwidth):
             assert columns[f"{axis}_fast_bandwidth"][0] == expected.fast_bandwidth
+
+
+@pytest.mark.parametrize("cluster", CLUSTERS)
+def test_the_best_links_of_a_row_do_not_depend_on_the_other_rows(cluster: str) -> None:
+    links = Links(parse_cluster(cluster), network=1.0)
+    sizes = np.array([4.0, 1.0, 8.0, 4.0, 2.0])
+    together = links.best_columns(dict.fromkeys(AXES, sizes))
+    for row in range(sizes.size):
+        alone = links.best_columns(dict.fromkeys(AXES, sizes[row : row + 1]))
+        assert {name: values[row] for name, values in together.items()} == {
+            name: values[0] for name, values in alone.items()
+        }
 
 
 def test_spreads_use_every_device_once_and_none_twice() -> None:

@@ -6,8 +6,8 @@ import re
 import pytest
 
 from jaxscale.hardware.catalogue import parse_cluster
-from jaxscale.planner.layout import AXES, Layout
-from jaxscale.planner.topology_drawing import legend_svg, places, position, topology_svgs
+from jaxscale.planner.report.topology_drawing import legend_svg, places, position, topology_svgs
+from jaxscale.planner.vocabulary.layout import AXES, Layout
 
 
 @pytest.mark.parametrize(

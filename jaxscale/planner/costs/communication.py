@@ -1,0 +1,267 @@
+"""Seconds of a step that a device spends in collectives, by mesh axis.
+
+What each axis moves, a microbatch and a layer (V as in `network`): `tensor` gathers and scatters the residual stream
+around two pairs of split products (Shoeybi et al. 2019; Korthikanti et al. 2022); `fsdp` gathers parameters for each
+pass and scatters gradients (Rajbhandari et al. 2020, ZeRO stage 3); `context` gathers keys and values; `expert` sends
+tokens to their experts and back (Lepikhin et al. 2020); `pipeline` hands the residual stream on. `data` sums gradients
+once a step.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from jaxscale.planner.costs.network import (
+    exchange_seconds,
+    gather_seconds,
+    reduce_seconds,
+    wire_share,
+)
+from jaxscale.planner.costs.remat import recomputes_products
+from jaxscale.planner.model.parameters import (
+    ParameterGroup,
+    end_elements,
+    layer_elements,
+    local_elements,
+    matrices_of_a_layer,
+)
+from jaxscale.planner.model.shape import ModelShape
+from jaxscale.planner.model.sizes import Sizes
+from jaxscale.planner.vocabulary.formula import (
+    Column,
+    Formula,
+    Named,
+    Number,
+    if_less,
+    if_split,
+    smaller,
+)
+from jaxscale.planner.vocabulary.layout import Remat
+from jaxscale.planner.vocabulary.stack import Stack
+from jaxscale.planner.vocabulary.terms import Term
+
+# Axes that parameters are gathered over, outermost first: each gathers what the ones before have gathered.
+GATHERED = ("fsdp", "expert", "context")
+GRADIENTS, KEYS_AND_VALUES, TOKENS = (
+    "gradients over data",
+    "keys and values over context",
+    "tokens over expert",
+)
+# Under which name a stack says how much of a collective it overlaps, where that is not its axis.
+OVERLAP_KEYS = {KEYS_AND_VALUES: "keys", TOKENS: "tokens"}
+
+
+def gathered_axes(stack: Stack) -> tuple[str, ...]:
+    """Those that the stack gathers parameters over."""
+    return tuple(axis for axis in GATHERED if axis != "expert" or stack.expert_shares)
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Seconds behind which collectives may hide: those of a step, and of the last microbatch's backward pass."""
+
+    all: Formula
+    last_backward: Formula
+
+
+def communication_terms(
+    shape: ModelShape,
+    groups: Sequence[ParameterGroup],
+    sizes: Sizes,
+    stack: Stack,
+    remat: Remat,
+    compute: Compute,
+) -> list[Term]:
+    """A term for each axis that moves something."""
+    passes = sizes.mesh.microbatches * sizes.stage_layers
+    terms = [
+        tensor_term(shape, sizes, stack, remat, passes, sizes.mesh.microbatches),
+        *(_gathered(axis, shape, groups, sizes, stack, passes) for axis in gathered_axes(stack)),
+        _data(groups, sizes, stack),
+        context_term(shape, sizes, stack, passes),
+        _pipeline(shape, sizes, stack),
+    ]
+    if shape.experts is not None and not stack.expert_shares:
+        terms.append(_over_expert(groups, sizes, stack))
+    if shape.experts is not None:
+        terms.append(expert_term(shape, shape.experts.per_token, sizes, stack, remat, passes))
+    return hide(terms, stack, compute)
+
+
+def hide(terms: Sequence[Term], stack: Stack, compute: Compute) -> list[Term]:
+    """The same terms with what of them hides: the share that the stack overlaps, as far as there is compute left.
+
+    Compute hides only once: what one axis hides behind is gone for the next.
+    """
+    left, hidden_terms = compute.all, []
+    for term in terms:
+        window = smaller(compute.last_backward, left) if term.component == GRADIENTS else left
+        share = Number(stack.overlap.get(OVERLAP_KEYS.get(term.component, term.axis or ""), 0.0))
+        hidden = smaller(share * term.amount, window)
+        left = Named(left - hidden, "s of compute left")
+        hidden_terms.append(replace(term, hidden=hidden))
+    return hidden_terms
+
+
+def axis_term(component: str, axis: str, sizes: Sizes, seconds: Formula, moved: Formula) -> Term:
+    """moved: V; a device takes (n - 1) / n of it from others."""
+    size = getattr(sizes.mesh, axis)
+    wire = if_split(size, moved * wire_share(size))
+    return Term(component, if_split(size, seconds), axis, wire)
+
+
+def _stream(shape: ModelShape, sizes: Sizes, stack: Stack) -> Formula:
+    """Bytes of the residual stream of a microbatch, whole over `tensor`."""
+    return Named(sizes.tokens * (shape.embed * stack.compute_bytes), "B of activations")
+
+
+def tensor_term(
+    shape: ModelShape,
+    sizes: Sizes,
+    stack: Stack,
+    remat: Remat,
+    passes: Formula,
+    ends: Formula,
+) -> Term:
+    """With activations split between the products, a layer gathers at both inputs and scatters at both outputs;
+    backward
+    it gathers the gradients of the outputs, gathers the inputs again for the weights' gradients, and scatters theirs.
+    Recomputing gathers no more than that, and scatters what a later product needs. Without the split, gather and
+    scatter make one all-reduce, forward and backward.
+
+    passes: of microbatches through layers; ends: through embedding and head.
+    """
+    stream = _stream(shape, sizes, stack)
+    again = recomputes_products(remat)
+    if stack.sequence_parallel:
+        gathers, scatters = stack.tensor_gathers, 2.0 + stack.input_gradients
+        scatters += (1 if stack.prunes else 2) * again
+    else:
+        gathers = scatters = 6.0 if again else 4.0
+    # The embedding's rows are summed; the head's input is gathered, and its gradient summed.
+    moves = gathers * passes + 2 * ends + scatter_cost(stack) * (scatters * passes + ends)
+    return axis_term(
+        "activations over tensor",
+        "tensor",
+        sizes,
+        moves * gather_seconds(stream, "tensor"),
+        moves * stream,
+    )
+
+
+def scatter_cost(stack: Stack) -> float:
+    """Gathers that a scatter costs as much as."""
+    return 1.0 if stack.scatters else 2.0
+
+
+def _gathered(
+    axis: str,
+    shape: ModelShape,
+    groups: Sequence[ParameterGroup],
+    sizes: Sizes,
+    stack: Stack,
+    passes: Formula,
+) -> Term:
+    """Parameters gathered over one axis, and gradients scattered: axes further in have not been gathered yet.
+
+    Layers are gathered forward and (stage 3) backward, tables once.
+    """
+    inner = GATHERED[GATHERED.index(axis) + 1 :]
+    kept = ("tensor", *inner)
+    layer = layer_elements(groups, sizes.mesh, kept, of=axis)
+    ends = end_elements(groups, sizes.mesh, kept)
+    gathers = 2 if stack.regather else 1
+    each = gathers * stack.gather_bytes + scatter_cost(stack) * stack.reduce_bytes
+    narrow = 2 * (gathers + 1) * stack.gather_bytes
+    table = _table_bytes(shape, stack)
+    volume = Named(_if_narrow(shape, sizes, stack, narrow, each) * layer, "B a layer")
+    rest_each = _if_narrow(shape, sizes, stack, table + stack.gather_bytes, table)
+    rest = Named(rest_each * ends, "B of embedding and head")
+    microbatches = sizes.mesh.microbatches
+    units = 1 if stack.gathers == "layer" else matrices_of_a_layer(groups, axis)
+    seconds = passes * gather_seconds(_slowed(volume, stack), axis, (gathers + 1) * units)
+    seconds = seconds + microbatches * gather_seconds(_slowed(rest, stack), axis, 3)
+    component = f"parameters and gradients over {axis}"
+    return axis_term(component, axis, sizes, seconds, passes * volume + microbatches * rest)
+
+
+def _slowed(volume: Formula, stack: Stack) -> Formula:
+    """As many bytes as would take the links that long at their best."""
+    return volume if stack.gather_share == 1 else volume / Number(stack.gather_share, "reached")
+
+
+def _if_narrow(
+    shape: ModelShape, sizes: Sizes, stack: Stack, narrow: float, otherwise: float
+) -> Formula:
+    """Bytes an element where the shards of `embed` are too narrow for the compiler to gather them."""
+    shards = sizes.mesh.fsdp * sizes.mesh.expert * sizes.mesh.context
+    return if_less(Number(shape.embed) / shards, stack.narrow, narrow, otherwise)
+
+
+def _table_bytes(shape: ModelShape, stack: Stack) -> float:
+    """Bytes an element of the embedding and the head on their way, gathered and summed.
+
+    A tied table is summed for each of its two uses, and what they add up to is scattered.
+    """
+    if stack.table_sums:
+        once = stack.gather_bytes + 2 * stack.compute_bytes
+        return once + 3 * stack.compute_bytes if shape.tied else once
+    return 2 * stack.gather_bytes + scatter_cost(stack) * stack.reduce_bytes
+
+
+def _data(groups: Sequence[ParameterGroup], sizes: Sizes, stack: Stack) -> Term:
+    split = ("tensor", *GATHERED)
+    volume = Named(local_elements(groups, sizes.mesh, split) * stack.reduce_bytes, "B of gradients")
+    seconds = reduce_seconds(volume, "data")
+    return axis_term(GRADIENTS, "data", sizes, seconds, 2 * volume)
+
+
+def _over_expert(groups: Sequence[ParameterGroup], sizes: Sizes, stack: Stack) -> Term:
+    """Gradients of what every device of `expert` has."""
+    shared = [group for group in groups if not group.routed]
+    elements = local_elements(shared, sizes.mesh, ("tensor", *GATHERED))
+    volume = Named(elements * stack.reduce_bytes, "B of gradients")
+    seconds = reduce_seconds(volume, "expert")
+    return axis_term("gradients over expert", "expert", sizes, seconds, 2 * volume)
+
+
+def context_term(shape: ModelShape, sizes: Sizes, stack: Stack, passes: Formula) -> Term:
+    width = (
+        2 * shape.kv_heads * shape.head_dim
+        if shape.latent is None
+        else shape.latent.kv_rank + shape.latent.rope_dim
+    )
+    volume = Named(
+        sizes.tokens * sizes.mesh.context * (width * stack.compute_bytes) / sizes.mesh.tensor,
+        "B of keys and values",
+    )
+    seconds = 3 * passes * gather_seconds(volume, "context")
+    return axis_term(KEYS_AND_VALUES, "context", sizes, seconds, 3 * passes * volume)
+
+
+def expert_term(
+    shape: ModelShape,
+    per_token: int,
+    sizes: Sizes,
+    stack: Stack,
+    remat: Remat,
+    passes: Formula,
+) -> Term:
+    routed = sizes.tokens * sizes.mesh.expert * Number(per_token, "experts each")
+    each = shape.embed * min(stack.token_bytes, stack.compute_bytes)
+    volume = Named(routed * each * sizes.share, "B of tokens")
+    count = (6 if recomputes_products(remat) else 4) * passes
+    once = min(1, stack.expert_nodes / per_token) if stack.expert_nodes else 1
+    seconds = count * exchange_seconds(volume, "expert", once)
+    return axis_term(TOKENS, "expert", sizes, seconds, count * volume)
+
+
+def _pipeline(shape: ModelShape, sizes: Sizes, stack: Stack) -> Term:
+    whole = _stream(shape, sizes, stack)
+    sends = 2 * sizes.mesh.microbatches * sizes.mesh.virtual_stages
+    share = 1 / sizes.mesh.tensor if stack.splits_sends else sizes.share
+    moved = sends * whole * share
+    seconds = moved / Column("pipeline_neighbor_bandwidth", "B/s to the next")
+    if stack.splits_sends and not stack.sequence_parallel:
+        gathers = sends * gather_seconds(whole, "tensor")
+        seconds = seconds + if_split(sizes.mesh.tensor, gathers)
+    return axis_term("activations over pipeline", "pipeline", sizes, seconds, moved)

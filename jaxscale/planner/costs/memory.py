@@ -1,0 +1,151 @@
+"""Bytes of the fullest device, by component."""
+
+from collections.abc import Sequence
+
+from jaxscale.planner.costs.remat import kept_bytes, layer_bytes, score_bytes
+from jaxscale.planner.costs.schedules import microbatches_in_flight
+from jaxscale.planner.model.parameters import (
+    ParameterGroup,
+    end_elements,
+    largest_matrix,
+    layer_elements,
+    local_elements,
+)
+from jaxscale.planner.model.shape import ModelShape
+from jaxscale.planner.model.sizes import Sizes
+from jaxscale.planner.vocabulary.formula import (
+    Formula,
+    Named,
+    Number,
+    if_less,
+    if_split,
+    larger,
+    smaller,
+)
+from jaxscale.planner.vocabulary.layout import Remat, Schedule, ZeroStage
+from jaxscale.planner.vocabulary.stack import Stack
+from jaxscale.planner.vocabulary.terms import Term
+
+SHARDED = ("fsdp", "expert", "context", "tensor")
+
+
+def memory_terms(
+    shape: ModelShape,
+    groups: Sequence[ParameterGroup],
+    sizes: Sizes,
+    stack: Stack,
+    remat: Remat,
+    schedule: Schedule,
+    zero: ZeroStage,
+) -> list[Term]:
+    """Terms that add up to the peak: what is there all the time, and what the backward pass of one layer needs."""
+    return [
+        *state_terms(groups, sizes, stack, zero),
+        *_activations(shape, sizes, stack, remat, schedule),
+        _gathered(groups, sizes, stack),
+        Term("framework", Number(stack.overhead_bytes, "B")),
+    ]
+
+
+def state_terms(
+    groups: Sequence[ParameterGroup], sizes: Sizes, stack: Stack, zero: ZeroStage
+) -> list[Term]:
+    """Parameters, optimizer and gradients; ZeRO stages 1 and 2 split the optimizer, then gradients, over `data` too."""
+    local = Named(local_elements(groups, sizes.mesh, SHARDED), "parameters here")
+    of_state = Named(optimizer_elements(groups, sizes, stack, zero), "parameters here")
+    of_gradients = local / sizes.mesh.data if zero >= 2 else local
+    # The gradients of one pass stand beside their sum.
+    again = if_less(1, sizes.mesh.microbatches, 2, 1) if stack.adds_apart else Number(1)
+    copies = Named(again, "of them")
+    return [
+        Term("parameters", local * Number(stack.param_bytes, "B each")),
+        Term("optimizer state", of_state * Number(stack.moments_bytes, "B each")),
+        Term("gradients", copies * of_gradients * Number(stack.gradient_bytes, "B each")),
+    ]
+
+
+def optimizer_elements(
+    groups: Sequence[ParameterGroup], sizes: Sizes, stack: Stack, zero: ZeroStage
+) -> Formula:
+    """Parameters whose optimizer state a device has: those that every device of `expert` has are split over it too."""
+    if stack.expert_shares or not zero:
+        return over_data(local_elements(groups, sizes.mesh, SHARDED), sizes, zero)
+    routed, shared = (
+        local_elements([one for one in groups if one.routed == is_routed], sizes.mesh, SHARDED)
+        for is_routed in (True, False)
+    )
+    return over_data(routed + shared / sizes.mesh.expert, sizes, zero)
+
+
+def over_data(elements: Formula, sizes: Sizes, zero: ZeroStage) -> Formula:
+    return elements / sizes.mesh.data if zero >= 1 else elements
+
+
+def _activations(
+    shape: ModelShape, sizes: Sizes, stack: Stack, remat: Remat, schedule: Schedule
+) -> list[Term]:
+    """What waits for the backward pass; what one layer needs in it; and the logits.
+
+    On one stage logits are gone when the first layer's backward pass begins: the larger of the two counts. In a
+    pipeline the first stage has microbatches in flight and no logits, the last has one microbatch and the logits.
+    """
+    pipeline = sizes.mesh.pipeline
+    layer = Named(kept_bytes(shape, sizes, stack, remat), "B a layer")
+    once = sizes.stage_layers * layer if remat != "offload" else Number(0)
+    # What a stage sent on lies beside, where nothing frees it (Korthikanti et al. 2022, appendix B).
+    sent = sizes.tokens * Number(shape.embed * stack.compute_bytes, "B of embed")
+    behind = if_split(pipeline, sent) if stack.keeps_sent else Number(0)
+    waiting = (once + behind) * microbatches_in_flight(schedule, sizes.mesh)
+    working = Named(working_bytes(shape, sizes, stack, remat), "B of a layer at work")
+    logits = Named(logit_bytes(shape, sizes, stack), "B of logits")
+    last_stage = larger(once + larger(logits, working) - waiting - working, 0)
+    return [
+        Term("kept activations", waiting),
+        Term("working set of a layer", if_split(pipeline, working, larger(working - logits, 0))),
+        Term("logits", if_split(pipeline, last_stage, logits)),
+    ]
+
+
+def working_bytes(shape: ModelShape, sizes: Sizes, stack: Stack, remat: Remat) -> Formula:
+    """What one layer computes again, gradients half as large as all that it has, and over `tensor` the gathered inputs
+    of
+    its two pairs of split products and their gradients."""
+    arrays = layer_bytes(shape, sizes, stack)
+    if stack.attention == "unfused":
+        arrays = arrays + score_bytes(shape, sizes, stack)
+    full = Named(arrays, "B of a layer in full")
+    kept = smaller(Named(kept_bytes(shape, sizes, stack, remat), "B of it kept"), full)
+    stream = sizes.tokens * Number(shape.embed * stack.compute_bytes, "B of embed")
+    gathered = if_split(sizes.mesh.tensor, 4 * stream) if stack.sequence_parallel else Number(0)
+    return full - kept + 0.5 * full + gathered
+
+
+def logit_bytes(shape: ModelShape, sizes: Sizes, stack: Stack) -> Formula:
+    chunk = smaller(sizes.tokens, stack.loss_chunk) if stack.loss_chunk else sizes.tokens
+    width = Number(shape.vocab, "vocab") / sizes.mesh.tensor
+    return chunk * width * Number(stack.logit_bytes, "B each")
+
+
+def _gathered(groups: Sequence[ParameterGroup], sizes: Sizes, stack: Stack) -> Term:
+    """What is whole over `fsdp` at one time: the unit in use and the next, and the gradient of one; or the head's
+    table."""
+    shards = sizes.mesh.fsdp * sizes.mesh.context
+    if stack.expert_shares:
+        shards = shards * sizes.mesh.expert
+    unit = (
+        largest_matrix(groups, sizes.mesh, ("tensor",))
+        if stack.gathers == "matrix"
+        else layer_elements(groups, sizes.mesh, ("tensor",), of="fsdp")
+    )
+    tables = [group for group in groups if group.place != "layer" and group.elements > 10**6]
+    table = end_elements(tables, sizes.mesh, ("tensor",)) / max(len(tables), 1)
+    if not stack.regather:
+        # Everything stays whole between the passes, and so do the gradients until they are scattered.
+        local = local_elements(groups, sizes.mesh, ("tensor",))
+        whole = local * Number(stack.gather_bytes + stack.reduce_bytes, "B each")
+        return Term("gathered parameters", if_split(shards, Named(whole, "B gathered")))
+    in_use = unit * Number(2 * stack.gather_bytes + stack.reduce_bytes, "B each")
+    at_the_end = table * Number(stack.gather_bytes + stack.table_gradient_bytes, "B each")
+    return Term(
+        "gathered parameters", if_split(shards, Named(larger(in_use, at_the_end), "B gathered"))
+    )

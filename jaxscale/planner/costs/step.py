@@ -1,0 +1,179 @@
+"""Time and memory of every candidate of one remat policy, schedule and ZeRO stage, as terms over mesh columns."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from jaxscale.hardware.cluster import Cluster
+from jaxscale.planner.costs.calibration import Efficiency, matrix_unit
+from jaxscale.planner.costs.communication import Compute, communication_terms
+from jaxscale.planner.costs.compute import Part, Speeds, head_part, layer_parts
+from jaxscale.planner.costs.lockstep.elements import stored_elements
+from jaxscale.planner.costs.lockstep.memory import lockstep_memory_terms
+from jaxscale.planner.costs.lockstep.setting import Pipeline
+from jaxscale.planner.costs.lockstep.stages import stages_of
+from jaxscale.planner.costs.lockstep.time import lockstep_time_terms
+from jaxscale.planner.costs.memory import SHARDED, memory_terms, optimizer_elements, over_data
+from jaxscale.planner.costs.passes import backward_seconds, compute_terms
+from jaxscale.planner.costs.schedules import bubble_seconds, other_stages, slowest_stage
+from jaxscale.planner.model.parameters import (
+    ParameterGroup,
+    local_elements,
+    whole_over_expert,
+)
+from jaxscale.planner.model.shape import ModelShape
+from jaxscale.planner.model.sizes import Sizes, mesh_columns, sizes_of
+from jaxscale.planner.model.workload import Workload
+from jaxscale.planner.vocabulary.formula import Formula, Named, Number, larger, total
+from jaxscale.planner.vocabulary.layout import Remat, Schedule, ZeroStage
+from jaxscale.planner.vocabulary.stack import Partition, Stack
+from jaxscale.planner.vocabulary.terms import Term
+
+_NARROW = ("float8_e4m3fn", "float8_e5m2", "int8")
+# Read and write the parameter, both moments, the gradient: 4 bytes each in AdamW with fp32 state.
+OPTIMIZER_TRAFFIC = 30
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is not a number: every candidate of a table shares it. stage_layers: where a plan says them."""
+
+    remat: Remat
+    schedule: Schedule
+    zero: ZeroStage
+    stage_layers: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Terms that add up to the seconds of a step, and terms that add up to the bytes of the fullest device."""
+
+    time: tuple[Term, ...]
+    memory: tuple[Term, ...]
+
+
+def costs(
+    workload: Workload,
+    groups: tuple[ParameterGroup, ...],
+    cluster: Cluster,
+    stack: Stack,
+    efficiency: Efficiency,
+    choice: Choice,
+) -> Costs:
+    shape = workload.shape
+    groups = groups if stack.expert_shares else whole_over_expert(groups)
+    sizes = sizes_of(workload, mesh_columns(), sequence_parallel=stack.sequence_parallel)
+    speeds = speeds_of(cluster, stack, efficiency)
+    if stack.lockstep and choice.schedule != "none":
+        return _in_lockstep(shape, groups, sizes, stack, speeds, choice)
+    memory = memory_terms(shape, groups, sizes, stack, choice.remat, choice.schedule, choice.zero)
+    time = [
+        *_passes(shape, groups, sizes, stack, speeds, choice),
+        _optimizer(optimizer_elements(groups, sizes, stack, choice.zero), speeds),
+        _accumulation(groups, sizes, stack, speeds),
+        Term("host", Number(stack.host_seconds, "s")),
+    ]
+    return Costs(tuple(time), tuple(memory))
+
+
+def _in_lockstep(
+    shape: ModelShape,
+    groups: tuple[ParameterGroup, ...],
+    sizes: Sizes,
+    stack: Stack,
+    speeds: Speeds,
+    choice: Choice,
+) -> Costs:
+    """A pipeline of our own trainer."""
+    stages = stages_of(sizes.num_layers, groups, choice.stage_layers)
+    pipeline = Pipeline(shape, groups, sizes, stack, stages, choice.remat, choice.schedule)
+    parts = layer_parts(shape, sizes, stack, speeds)
+    head = head_part(shape, sizes, stack, speeds)
+    time = [
+        *lockstep_time_terms(pipeline, speeds, parts, head),
+        _optimizer(over_data(stored_elements(pipeline, SHARDED), sizes, choice.zero), speeds),
+        Term("host", Number(stack.host_seconds, "s")),
+    ]
+    return Costs(tuple(time), tuple(lockstep_memory_terms(pipeline, choice.zero)))
+
+
+def _passes(
+    shape: ModelShape,
+    groups: tuple[ParameterGroup, ...],
+    sizes: Sizes,
+    stack: Stack,
+    speeds: Speeds,
+    choice: Choice,
+) -> list[Term]:
+    """What stages do and send, how uneven they are, and how long they wait."""
+    parts = layer_parts(shape, sizes, stack, speeds)
+    head = head_part(shape, sizes, stack, speeds)
+    compute = compute_terms(parts, head, sizes, stack, choice.remat)
+    stage = _stage(slowest_stage, parts, head, sizes, stack, choice)
+    mean = total([term.amount for term in compute]) / sizes.mesh.microbatches
+    imbalance = sizes.mesh.microbatches * larger(stage.forward + stage.backward - mean, 0)
+    behind = Compute(
+        all=Named(sizes.mesh.microbatches * mean, "s of compute"),
+        last_backward=Named(stage.backward, "s of the last backward pass"),
+    )
+    others = _stage(other_stages, parts, head, sizes, stack, choice)
+    bubble = bubble_seconds(choice.schedule, sizes.mesh, others.forward, others.backward)
+    return [
+        *compute,
+        *communication_terms(shape, groups, sizes, stack, choice.remat, behind),
+        Term("uneven stages", imbalance),
+        Term("pipeline bubble", bubble),
+    ]
+
+
+def speeds_of(cluster: Cluster, stack: Stack, efficiency: Efficiency) -> Speeds:
+    peak = cluster.chip.peak_flops
+    reached = efficiency.products * efficiency.power * stack.efficiency
+    # Fused attention multiplies in 16 bits whatever the weights' products do.
+    wide = Number(peak["bfloat16" if stack.compute_bytes < 4 else "float32"], "FLOP/s")
+    attention = reached * stack.attention_speed
+    return Speeds(
+        flops=Number(peak[stack.matmul_dtype], "FLOP/s") * Number(reached, "reached"),
+        attention_forward=wide * Number(attention * efficiency.attention_forward, "reached"),
+        attention_backward=wide * Number(attention * efficiency.attention_backward, "reached"),
+        multiprocessors=cluster.chip.multiprocessors,
+        array=matrix_unit(cluster),
+        narrowing=stack.narrowing if stack.matmul_dtype in _NARROW else 0,
+        memory=Number(cluster.chip.hbm_bandwidth, "B/s") * Number(efficiency.memory, "reached"),
+    )
+
+
+def _stage(
+    seconds: Callable[[Partition, Sizes, Formula, Formula], Formula],
+    parts: list[Part],
+    head: Part,
+    sizes: Sizes,
+    stack: Stack,
+    choice: Choice,
+) -> Part:
+    """A stage by how the stack deals out layers. seconds: of its passes, from those of a layer and of the head."""
+    forward = total([part.forward for part in parts])
+    backward = total([backward_seconds(part, choice.remat, stack) for part in parts])
+    return Part(
+        "stage",
+        Named(seconds(stack.partition, sizes, forward, head.forward), "s forward of a stage"),
+        Named(seconds(stack.partition, sizes, backward, head.backward), "s backward of a stage"),
+    )
+
+
+def _optimizer(elements: Formula, speeds: Speeds) -> Term:
+    own = Named(elements, "parameters here")
+    return Term("optimizer", own * Number(OPTIMIZER_TRAFFIC, "B each") / speeds.memory)
+
+
+def _accumulation(
+    groups: tuple[ParameterGroup, ...], sizes: Sizes, stack: Stack, speeds: Speeds
+) -> Term:
+    """Every microbatch but the first adds its gradients to the sum: two reads and a write."""
+    local = Named(local_elements(groups, sizes.mesh, SHARDED), "parameters here")
+    return Term(
+        "adding gradients",
+        (sizes.mesh.microbatches - 1)
+        * local
+        * Number(stack.adding_bytes, "B each")
+        / speeds.memory,
+    )

@@ -1,0 +1,1 @@
+"""Runs held against their predictions, and the calibration that comes of it."""

@@ -1,0 +1,1 @@
+"""A model and its workload, as sizes: parameters, FLOPs, tokens."""

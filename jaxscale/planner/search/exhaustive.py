@@ -1,0 +1,310 @@
+"""Every layout of a workload on a cluster, ranked.
+
+All meshes whose axes divide what they must, with every microbatch count, rematerialization policy, schedule and ZeRO
+stage, are costed at once (NumPy columns). Memory does not depend on which links an axis gets, so it comes first. What
+fits is then timed
+with the best links that each axis could have alone: no real spread is faster, so whatever is slower than the plans
+found so far is out, and only the rest is timed over every spread. The result is that of trying everything.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxscale.hardware.cluster import Cluster
+from jaxscale.planner.costs.calibration import Efficiency
+from jaxscale.planner.costs.step import Choice, Costs, costs
+from jaxscale.planner.model.parameters import ParameterGroup
+from jaxscale.planner.model.workload import Workload
+from jaxscale.planner.search.candidates import Rule, Sizes, all_meshes, divisors, rules_of
+from jaxscale.planner.search.links import Links, as_columns
+from jaxscale.planner.search.pins import Pins
+from jaxscale.planner.search.spread import Spread
+from jaxscale.planner.vocabulary.formula import Formula, Table, Values, total
+from jaxscale.planner.vocabulary.layout import (
+    AXES,
+    Layout,
+    Remat,
+    Schedule,
+    ZeroStage,
+    is_executable,
+)
+from jaxscale.planner.vocabulary.stack import Stack
+
+REMATS: tuple[Remat, ...] = ("none", "dots", "minimal", "full", "offload")
+SCHEDULES: tuple[Schedule, ...] = ("1f1b", "interleaved", "zb-h1")
+ZEROS: tuple[ZeroStage, ...] = (0, 1)
+MAX_VIRTUAL_STAGES = 8
+_TIMED_AT_ONCE = 256
+_ALIKE = 0.02
+# Relative: no one trusts a model of links to less.
+_AS_GOOD = 0.03
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """What the search may choose from."""
+
+    axes: tuple[str, ...] = AXES
+    remats: tuple[Remat, ...] = REMATS
+    schedules: tuple[Schedule, ...] = SCHEDULES
+    zeros: tuple[ZeroStage, ...] = ZEROS
+    pins: Pins = field(default_factory=Pins)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One planning question. groups: the parameters by what splits them."""
+
+    workload: Workload
+    groups: tuple[ParameterGroup, ...]
+    cluster: Cluster
+    stack: Stack
+    efficiency: Efficiency
+    space: Space
+
+
+@dataclass(frozen=True)
+class Block:
+    """Candidates that share a choice, as columns. peak: bytes. fits: with room for the error of that."""
+
+    choice: Choice
+    costs: Costs
+    columns: dict[str, Values]
+    peak: Values
+    fits: NDArray[np.bool_]
+
+    def layout(self, row: int) -> Layout:
+        number = {name: int(values[row]) for name, values in self.columns.items()}
+        return Layout(
+            data=number["data"],
+            fsdp=number["fsdp"],
+            expert=number["expert"],
+            context=number["context"],
+            tensor=number["tensor"],
+            pipeline=number["pipeline"],
+            microbatches=number["microbatches"],
+            virtual_stages=number["virtual_stages"],
+            remat=self.choice.remat,
+            schedule=self.choice.schedule,
+            zero=self.choice.zero,
+        )
+
+
+@dataclass(frozen=True)
+class Meshes:
+    """kept: meshes that divide. rejected: the others, by the rule that they break first."""
+
+    kept: Sizes
+    rejected: tuple[tuple[Rule, Sizes], ...]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A layout with the time that the search gave it."""
+
+    seconds: float
+    layout: Layout
+
+
+def divisible_meshes(problem: Problem) -> Meshes:
+    """Every mesh of the cluster's devices, sorted by whether the model and the batch divide over it."""
+    number, space = problem.cluster.num_devices, problem.space
+    allowed = {
+        axis: space.pins.among(axis, divisors(number)) if axis in space.axes else (1,)
+        for axis in AXES
+    }
+    if problem.workload.shape.experts is None:
+        allowed["expert"] = tuple(size for size in allowed["expert"] if size == 1)
+    left = all_meshes(number, allowed)
+    rejected = []
+    for rule in rules_of(problem.workload):
+        holds = rule.holds(left)
+        rejected.append((rule, left[~holds]))
+        left = left[holds]
+    return Meshes(left, tuple(item for item in rejected if len(item[1])))
+
+
+def blocks(problem: Problem, meshes: Sizes) -> Iterator[Block]:
+    """All candidates over the meshes, with their memory."""
+    expanded = _with_microbatches(problem, meshes)
+    for choice in _choices(problem.space):
+        columns = _columns(problem, expanded, choice)
+        if not columns["data"].size:
+            continue
+        terms = costs(
+            problem.workload,
+            problem.groups,
+            problem.cluster,
+            problem.stack,
+            problem.efficiency,
+            choice,
+        )
+        peak = total([term.exposed for term in terms.memory]).over(Table(columns))
+        usable = problem.cluster.usable_hbm / (1 + problem.efficiency.memory_error)
+        yield Block(choice, terms, columns, peak, peak <= usable)
+
+
+def ranked(problem: Problem, candidates: Sequence[Block], count: int) -> list[Found]:
+    """The fastest layout of each of the `count` fastest meshes, fastest first."""
+    links = Links(problem.cluster, problem.efficiency.network)
+    rows = _by_bound(candidates, links)
+    best: dict[tuple[int, ...], Found] = {}
+    start, at_once = 0, _TIMED_AT_ONCE
+    while start < len(rows):
+        part = rows[start : start + at_once]
+        start, at_once = start + at_once, 2 * at_once
+        if len(best) >= count and part[0, 0] >= _nth(best, count) * (1 + _ALIKE):
+            break
+        for found in _timed(candidates, part, links):
+            key = _kind(found.layout)
+            if key not in best or _order(found) < _order(best[key]):
+                best[key] = found
+    return sorted(best.values(), key=_order)[:count]
+
+
+def seconds_of(terms: Costs) -> Formula:
+    return total([term.exposed for term in terms.time])
+
+
+def _order(found: Found) -> tuple[object, ...]:
+    """Of times that a model of links cannot tell apart (2 %) the layout that runs today and the simpler one come
+    first."""
+    layout = found.layout
+    return (
+        round(math.log(found.seconds) / math.log(1 + _ALIKE)),
+        not is_executable(layout),
+        sum(size > 1 for size in layout.mesh.values()) + (layout.zero > 0),
+        found.seconds,
+        tuple(layout.mesh.values()),
+        layout.virtual_stages,
+        tuple(layout.spread.get(axis, ()) for axis in AXES),
+    )
+
+
+def _kind(layout: Layout) -> tuple[int, ...]:
+    """Meshes of one kind: splitting parameters over `context` is listed where it is faster than over `fsdp`."""
+    mesh = layout.mesh
+    shared = mesh.pop("fsdp") * mesh.pop("context")
+    return (*mesh.values(), shared)
+
+
+def _nth(best: dict[tuple[int, ...], Found], count: int) -> float:
+    return sorted(found.seconds for found in best.values())[count - 1]
+
+
+def _choices(space: Space) -> Iterator[Choice]:
+    pins = space.pins
+    pipelined = "pipeline" in space.axes
+    for remat in space.remats:
+        for schedule in ("none", *(space.schedules if pipelined else ())):
+            for zero in space.zeros:
+                kept = pins.allows("remat", remat) and pins.allows("zero", zero)
+                if kept and (schedule == "none" or pins.allows("schedule", schedule)):
+                    yield Choice(remat, schedule, zero)
+
+
+def _with_microbatches(problem: Problem, meshes: Sizes) -> Sizes:
+    """[candidates, axes + 1]: each mesh with every number of microbatches that its rows divide into."""
+    shards = np.prod([meshes[:, AXES.index(axis)] for axis in ("data", "fsdp", "expert")], axis=0)
+    rows = problem.workload.global_batch // shards
+    counts = np.array(
+        problem.space.pins.among("microbatches", divisors(problem.workload.global_batch))
+    )
+    if not counts.size:
+        return np.ones((0, len(AXES) + 1), np.int64)
+    row, column = np.nonzero(rows[:, None] % counts == 0)
+    return np.hstack([meshes[row], counts[column, None]])
+
+
+def _columns(problem: Problem, candidates: Sizes, choice: Choice) -> dict[str, Values]:
+    """Columns of the candidates that a choice means something for."""
+    pipeline, data = candidates[:, AXES.index("pipeline")], candidates[:, AXES.index("data")]
+    kept = (pipeline > 1) if choice.schedule != "none" else (pipeline == 1)
+    if choice.remat == "offload" and problem.stack.lockstep:
+        # Rings are on the device.
+        kept &= pipeline == 1
+    if choice.zero:
+        kept &= data > 1
+    if not problem.space.pins.names("microbatches"):
+        # A pipeline that is not filled is only a worse one.
+        kept &= candidates[:, -1] >= pipeline
+    chosen, virtual = _with_virtual_stages(problem, candidates[kept], choice)
+    columns = {axis: chosen[:, index].astype(np.float64) for index, axis in enumerate(AXES)}
+    return columns | {
+        "microbatches": chosen[:, -1].astype(np.float64),
+        "virtual_stages": virtual.astype(np.float64),
+    }
+
+
+def _with_virtual_stages(
+    problem: Problem, candidates: Sizes, choice: Choice
+) -> tuple[Sizes, NDArray[np.int64]]:
+    pins, layers = problem.space.pins, problem.workload.shape.layers
+    if choice.schedule != "interleaved":
+        kept = candidates if pins.allows("virtual_stages", 1) else candidates[:0]
+        return kept, np.ones(len(kept), np.int64)
+    counts = np.array(pins.among("virtual_stages", range(2, MAX_VIRTUAL_STAGES + 1)), np.int64)
+    chunks = candidates[:, AXES.index("pipeline")][:, None] * counts
+    # Groups of as many microbatches as stages take turns on the chunks of a device (Narayanan et al. 2021, section
+    # 2.2).
+    in_groups = candidates[:, -1] % candidates[:, AXES.index("pipeline")] == 0
+    fits = chunks <= layers if problem.stack.lockstep else layers % chunks == 0
+    row, column = np.nonzero(fits & in_groups[:, None])
+    return candidates[row], counts[column]
+
+
+def _by_bound(candidates: Sequence[Block], links: Links) -> Values:
+    """[candidates, (bound, block, row)] of everything that fits, fastest bound first."""
+    parts = []
+    for index, block in enumerate(candidates):
+        fitting = np.flatnonzero(block.fits)
+        columns = {name: values[fitting] for name, values in block.columns.items()}
+        if not fitting.size:
+            continue
+        table = Table(columns | links.best_columns(columns))
+        bound = seconds_of(block.costs).over(table)
+        axes = np.sum([columns[axis] > 1 for axis in AXES], axis=0)
+        parts.append(np.stack([bound, np.full(fitting.size, index), fitting, axes], axis=1))
+    if not parts:
+        return np.zeros((0, 4))
+    everything = np.concatenate(parts)
+    # Of equal bounds the simplest mesh comes first: the later ones can be no better.
+    order = np.lexsort((everything[:, 2], everything[:, 1], everything[:, 3], everything[:, 0]))
+    return everything[order]
+
+
+def _timed(candidates: Sequence[Block], rows: Values, links: Links) -> Iterator[Found]:
+    """The best spread of each row."""
+    owners = rows[:, 1].astype(int)
+    for index in np.unique(owners):
+        yield from _best_spreads(candidates[index], rows[owners == index, 2].astype(int), links)
+
+
+def _best_spreads(block: Block, rows: NDArray[np.int64], links: Links) -> Iterator[Found]:
+    meshes = np.stack([block.columns[axis][rows] for axis in AXES], axis=1).astype(int)
+    laid = [links.spreads_of(tuple(mesh)) for mesh in meshes.tolist()]
+    counts = [len(spreads) for spreads, _ in laid]
+    if not sum(counts):
+        return
+    repeated = np.repeat(rows, counts)
+    columns = {name: values[repeated] for name, values in block.columns.items()}
+    table = Table(columns | as_columns(np.concatenate([speeds for _, speeds in laid])))
+    seconds = np.split(seconds_of(block.costs).over(table), np.cumsum(counts)[:-1])
+    for row, times, (spreads, _) in zip(rows, seconds, laid, strict=True):
+        if len(spreads):
+            yield _plainest(block.layout(int(row)), times, spreads)
+
+
+def _plainest(layout: Layout, times: Values, spreads: Sequence[Spread]) -> Found:
+    """The fastest spread; of those that are as good as that, the one that keeps inner axes together on inner dims."""
+    good = np.flatnonzero(times <= times.min() * (1 + _AS_GOOD))
+
+    def apart(index: int) -> tuple[tuple[int, ...], ...]:
+        return tuple(spreads[index][axis][::-1] for axis in reversed(AXES))
+
+    chosen = min((int(index) for index in good), key=apart)
+    return Found(float(times[chosen]), replace(layout, spread=spreads[chosen]))

@@ -1,0 +1,1 @@
+"""What the compiler says of a plan, beside what was predicted."""

@@ -1,0 +1,1 @@
+"""What everything else is written in: formulas, layouts, stacks, terms, predictions."""

@@ -1,0 +1,145 @@
+"""What a step costs, one effect at a time: each against what it must come to by hand."""
+
+import math
+from dataclasses import replace
+
+import pytest
+from planner_cases import DENSE, line, predicted, seconds
+
+from jaxscale.hardware.catalogue import parse_cluster
+from jaxscale.hardware.cluster import Cluster
+from jaxscale.planner.costs.calibration import efficiency_of
+from jaxscale.planner.costs.network import axis_links
+from jaxscale.planner.vocabulary.layout import Layout, Remat
+
+TOKENS = 16 * 2048
+
+
+def test_a_ring_over_nodes_goes_through_every_device() -> None:
+    """31 hops between 32 GPUs of four nodes: seven inside each, three between them."""
+    cluster = parse_cluster("h100:8x4")
+    inside, between = (dim.latency for dim in cluster.dims)
+    links = axis_links(cluster, (8, 4), (1, 1))
+    assert links.latency == pytest.approx(28 * inside + 3 * between)
+
+
+def test_every_collective_of_parameters_waits_for_the_ring() -> None:
+    """Seven matrices of each of eight layers, and the tables, are gathered twice and scattered once."""
+    cluster = parse_cluster("h100:1x4")
+    slower = replace(
+        cluster, dims=tuple(replace(dim, latency=dim.latency + 1e-3) for dim in cluster.dims)
+    )
+    before, after = (
+        seconds(predicted(place, Layout(fsdp=4)), "parameters and gradients over fsdp")
+        for place in (cluster, slower)
+    )
+    assert after - before == pytest.approx((8 * 7 + 1) * 3 * 3e-3)
+
+
+def test_narrow_operands_are_made_on_the_way() -> None:
+    """Two bytes more an element of each operand of the MLP's products, which run once forward and twice backward."""
+    cluster = parse_cluster("h100:1")
+    three, five = (
+        seconds(
+            predicted(cluster, Layout(), matmul_dtype="float8_e4m3fn", narrowing=narrowing), "mlp"
+        )
+        for narrowing in (3, 5)
+    )
+    wide = DENSE.mlp * DENSE.embed
+    operands = TOKENS * DENSE.embed + 2 * wide + TOKENS * DENSE.mlp + wide
+    memory = cluster.chip.hbm_bandwidth * 0.85
+    assert five - three == pytest.approx(8 * 3 * 2 * operands / memory)
+
+
+def test_sixteen_bit_products_make_nothing_narrow() -> None:
+    times = {
+        predicted("h100:1", Layout(), narrowing=narrowing).step_seconds for narrowing in (3, 5)
+    }
+    assert len(times) == 1
+
+
+@pytest.mark.parametrize(("cluster", "share"), [("v7x:2x2x1", 1.0), ("v5p:2x2x1", 2944 / 3072)])
+def test_a_matrix_unit_multiplies_whole_blocks(cluster: str, share: float) -> None:
+    """2,880 columns take as long as 3,072 in blocks of 256, as 2,944 in blocks of 128. Under a tenth of the time is
+    memory's, of which 2,880 columns take 6 % less."""
+    plain = replace(DENSE, embed=4096, mlp_products=2)
+    odd, whole = (
+        seconds(predicted(_one_device(cluster), Layout(), shape=replace(plain, mlp=width)), "mlp")
+        for width in (2880, 3072)
+    )
+    assert odd / whole == pytest.approx(share, abs=0.01)
+
+
+def _one_device(name: str) -> Cluster:
+    cluster = parse_cluster(name)
+    return replace(cluster, dims=tuple(replace(dim, size=1) for dim in cluster.dims))
+
+
+@pytest.mark.parametrize(("cluster", "ratio"), [("v5p:2x2x1", 1.0), ("h100:1", 0.5)])
+def test_half_a_head_leaves_half_a_matrix_unit_idle(cluster: str, ratio: float) -> None:
+    half, whole = (
+        seconds(
+            predicted(_one_device(cluster), Layout(), shape=replace(DENSE, head_dim=width)),
+            "attention",
+        )
+        for width in (64, 128)
+    )
+    assert half / whole == pytest.approx(ratio)
+
+
+@pytest.mark.parametrize(
+    ("remat", "component", "passes"),
+    [
+        ("alternate", "attention projections", 3.5),
+        ("alternate", "mlp", 3 + 1 / 3),
+        ("alternate", "elementwise and norms", 4),
+        ("projections", "attention projections", 3),
+        ("projections", "mlp", 4),
+    ],
+)
+def test_policies_of_other_stacks_run_again_what_they_do_not_keep(
+    remat: Remat, component: str, passes: float
+) -> None:
+    """Passes as long as a forward one; a plain step has three: forward, and two products for each backward."""
+    plain, again = (
+        seconds(predicted("h100:1", Layout(remat=each), prunes=False), component)
+        for each in ("none", remat)
+    )
+    assert again / plain == pytest.approx(passes / 3)
+
+
+def test_tensor_devices_share_out_what_stages_send() -> None:
+    """Eight devices send an eighth each, where they would all send all of it (Narayanan et al. 2021, section 4.1)."""
+    layout = Layout(pipeline=2, tensor=8, microbatches=4, schedule="1f1b")
+    moved = [
+        line(
+            predicted(
+                "h100:8x2", layout, lockstep=False, sequence_parallel=False, splits_sends=splits
+            ),
+            "activations over pipeline",
+        ).moved_bytes
+        for splits in (False, True)
+    ]
+    # Four microbatches there and back; the last stage sends nothing on and the first nothing back.
+    stream = TOKENS / 4 * DENSE.embed * 2
+    assert moved == pytest.approx([4 * stream, 4 * stream / 8])
+
+
+def test_what_stages_sent_may_stay() -> None:
+    """The first of two stages has two microbatches in flight, each with its result."""
+    layout = Layout(pipeline=2, microbatches=4, schedule="1f1b", remat="full")
+    kept = [
+        line(
+            predicted("h100:2", layout, lockstep=False, keeps_sent=keeps), "kept activations"
+        ).value
+        for keeps in (False, True)
+    ]
+    assert kept[1] - kept[0] == pytest.approx(2 * TOKENS / 4 * DENSE.embed * 2)
+
+
+def test_a_capped_board_lies_between_the_boards_that_are_sold() -> None:
+    """H100 NVL: 400 W and 835.5 TFLOP/s; SXM: 700 W and 989.4 (NVIDIA's data sheets, halved from sparsity)."""
+    exponent = math.log(989.4 / 835.5) / math.log(700 / 400)
+    capped = efficiency_of(parse_cluster("torchtitan_grand_teton:1"))
+    assert capped.power == pytest.approx((500 / 700) ** exponent, rel=0.01)
+    assert efficiency_of(parse_cluster("h100:8")).power == 1
