@@ -19,13 +19,19 @@ from jaxscale.parallel.errors import PlacementError
 from jaxscale.parallel.mesh import check_batch
 from jaxscale.parallel.pipeline.advice import few_microbatches
 from jaxscale.parallel.placement import check_plan
-from jaxscale.planner.calibration_file import efficiency_with
-from jaxscale.planner.measured import plan_words, read_kept, record_of
-from jaxscale.planner.model_source import groups_of_description, shape_of
-from jaxscale.planner.prediction import Prediction
-from jaxscale.planner.proposal import CHOSEN_FIELDS, Proposal, predict_plan, propose, run_problem
-from jaxscale.planner.search import Problem
-from jaxscale.planner.workload import Workload
+from jaxscale.planner.measured.calibration_file import efficiency_with
+from jaxscale.planner.measured.runs import plan_words, read_kept, record_of
+from jaxscale.planner.model.source import groups_of_description, shape_of
+from jaxscale.planner.model.workload import Workload
+from jaxscale.planner.search.exhaustive import Problem
+from jaxscale.planner.search.proposal import (
+    CHOSEN_FIELDS,
+    Proposal,
+    predict_plan,
+    propose,
+    run_problem,
+)
+from jaxscale.planner.vocabulary.prediction import Prediction
 from jaxscale.telemetry.format import bytes_text, seconds_text
 from jaxscale.training.job import Chosen, PlanChooser, choose_plan, is_by_hand, plan_as_given
 from jaxscale.training.state_bytes import kept_bytes_per_parameter

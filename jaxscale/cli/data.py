@@ -26,7 +26,7 @@ def prepare(
     separator: Annotated[
         str | None, typer.Option(help="string between documents of a .txt")
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="processes")] = 2,
+    workers: Annotated[int, typer.Option(min=1, max=1024, help="processes")] = 2,
 ) -> None:
     """Tokenize text into stores. Run the same command again to go on where it stopped."""
     from jaxscale.cli.render.preparation import preparation_report

@@ -8,15 +8,21 @@ from types import MappingProxyType
 import typer
 
 from jaxscale.config.loading import load_config
+from jaxscale.config.plan import Plan
+from jaxscale.config.run import RunConfig
 from jaxscale.errors import UserError
 from jaxscale.hardware.catalogue import parse_cluster
 from jaxscale.hardware.cluster import Cluster
+from jaxscale.kernels.choice import Choice
 from jaxscale.kernels.choice_table import choice_data, choice_table
 from jaxscale.kernels.target import Target
 from jaxscale.models.build import model_builder
 from jaxscale.models.description import blueprint
 from jaxscale.parallel.gpu_targets import GPU_TARGETS
 from jaxscale.parallel.mesh import auto_plan
+from jaxscale.planner.search.answer import Answer
+from jaxscale.planner.search.proposal import to_plan
+from jaxscale.planner.vocabulary.layout import is_executable
 from jaxscale.training.job import is_by_hand, plan_as_given
 from jaxscale.training.kernel_choices import kernel_choices
 
@@ -42,6 +48,17 @@ def show_kernels(config: Path, overrides: Sequence[str], on: str, as_json: objec
         plan = auto_plan(description, cluster.num_devices, run.training.global_batch, plan)
     choices = kernel_choices(run, plan, target_of_cluster(cluster))
     typer.echo(json.dumps(choice_data(choices), indent=1) if as_json else choice_table(choices))
+
+
+def kernels_of_plan(found: Answer, run: RunConfig, rank: int) -> Sequence[Choice]:
+    """The choices of a run's step under the plan of a rank. Raises UserError for one that the trainer does not run."""
+    layout = found.plans[rank - 1].prediction.layout
+    if not is_executable(layout):
+        raise UserError(
+            f"--kernels: the trainer does not run plan {rank} yet: add --executable, or choose another with --show"
+        )
+    plan = to_plan(layout, run.plan if isinstance(run.plan, Plan) else Plan())
+    return kernel_choices(run, plan, target_of_cluster(found.problem.cluster))
 
 
 def target_of_cluster(cluster: Cluster) -> Target:

@@ -58,6 +58,7 @@ def local(
 
     Status 0: trained; 2: a mistake of yours; 75: stopped with a checkpoint saved; 1: given up, with the reason.
     """
+    from jaxscale.cli.run_place import check_local
     from jaxscale.config.loading import load_config
     from jaxscale.launch.local import choose, free_port, local_members, usable_gpus
     from jaxscale.launch.restarts import Policy
@@ -68,6 +69,7 @@ def local(
 
     settings = load_config(config, overrides or [])
     directory = run_dir or Path("runs") / settings.name
+    check_local(directory)
     chosen = choose(
         num_processes,
         devices_per_process,
@@ -234,7 +236,11 @@ def _name(config: Path, overrides: Sequence[str]) -> str:
 
 
 def _there(run_dir: Path | None, name: str) -> str:
-    return str(run_dir or Path("runs") / name)
+    from jaxscale.cli.run_place import check_local
+
+    place = run_dir or Path("runs") / name
+    check_local(place)
+    return str(place)
 
 
 def _archive(name: str) -> Path:

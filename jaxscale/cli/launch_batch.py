@@ -47,6 +47,7 @@ def slurm(
 
     The script is kept as RUN/launch.sbatch; --dry-run prints it.
     """
+    from jaxscale.cli.run_place import check_local
     from jaxscale.config.loading import load_config
     from jaxscale.launch.remote import parse_environment
     from jaxscale.launch.slurm import SlurmJob, sbatch_script
@@ -55,11 +56,12 @@ def slurm(
     settings = load_config(config, overrides or [])
     home = (directory or Path()).absolute()
     run = run_dir or Path("runs") / settings.name
+    check_local(run)
     train = TrainCommand((program,), str(config), overrides or [], str(run), join_timeout)
     job = SlurmJob(
         settings.name, nodes, tasks_per_node or gpus_per_node or 1, train, str(home), str(home / run / "logs"),
         gpus_per_node, cpus_per_task, time, partition, account, sbatch or [], setup or [],
-        parse_environment(env or []), grace, max_restarts,
+        parse_environment(env or []), grace, max_restarts, settings.checkpoint.directory,
     )  # fmt: skip
     script = sbatch_script(job)
     if dry_run:

@@ -3,8 +3,11 @@
 import errno
 import io
 import logging
+import os
+import signal
 import sys
-from typing import Annotated
+import time
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -30,6 +33,7 @@ from jaxscale.cli import (
 from jaxscale.errors import UserError
 
 EXIT_USER_ERROR = 2
+_SERVICE_SECONDS = 2.0
 # The disk is full, the quota used up, or files may not be that large.
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # A path that was given is no place for what is asked of it. (That one is missing may be our mistake.)
@@ -93,13 +97,27 @@ def run() -> None:
         app()
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
-        sys.exit(EXIT_USER_ERROR)
+        _leave(EXIT_USER_ERROR)
     except OSError as error:
         if error.errno not in NO_SPACE and not (error.errno in NO_PLACE and error.filename):
             raise
         words = _no_space(error) if error.errno in NO_SPACE else _no_place(error)
         sys.stderr.write(f"error: {words}\n")
-        sys.exit(EXIT_USER_ERROR)
+        _leave(EXIT_USER_ERROR)
+
+
+def _leave(status: int) -> NoReturn:
+    """At their end JAX's processes wait for each other, for minutes, and abort: not where one has failed of its own."""
+    jax = sys.modules.get("jax")
+    if jax is None or not jax.distributed.is_initialized():
+        sys.exit(status)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # A launcher ends those that are left, and JAX would write a line about that.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Its service is in process 0, whose end would abort those that end for the same reason.
+    time.sleep(_SERVICE_SECONDS if jax.process_index() == 0 else 0)
+    os._exit(status)
 
 
 def _no_place(error: OSError) -> str:

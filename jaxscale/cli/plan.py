@@ -54,6 +54,9 @@ def plan(
     verify: Annotated[
         bool, typer.Option("--verify", help="compile the real step for that cluster, compare")
     ] = False,
+    kernels: Annotated[
+        bool, typer.Option("--kernels", help="trace the real step, list the kernels it takes there")
+    ] = False,
     html: Annotated[Path | None, typer.Option(help="write a page with pictures")] = None,
     schedule: Annotated[
         str | None,
@@ -78,7 +81,7 @@ def plan(
         show_schedule(schedule, config, overrides or [], pin or [], svg, as_json)
         return
     from jaxscale.cli import planning
-    from jaxscale.planner.question import Request
+    from jaxscale.planner.report.question import Request
 
     if measured is not None:
         planning.show_measured(measured, calibration, as_json)
@@ -109,6 +112,8 @@ def plan(
     found = planning.find(question, shown)
     if verify:
         found = planning.with_verification(found, file, overrides or [], show)
+    if kernels:
+        found = planning.with_kernels(found, file, overrides or [], show)
     planning.show(found, shown, planning.cluster_words(on, cluster))
     if found.verified is not None and found.verified.refusal:
         raise typer.Exit(EXIT_REFUSED)

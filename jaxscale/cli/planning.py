@@ -26,14 +26,15 @@ from jaxscale.config.run import RunConfig
 from jaxscale.errors import UserError
 from jaxscale.hardware.catalogue import explain_name, parse_cluster, with_devices, with_overrides
 from jaxscale.hardware.cluster import Cluster
-from jaxscale.planner.answer import Answer, answer
-from jaxscale.planner.comparison import DEPTH, Comparison, Move, compare, first, moves, side
-from jaxscale.planner.question import Question, Recipe, Request, make_question
-from jaxscale.planner.remedies import shortage, shortage_text
-from jaxscale.planner.search import Problem
+from jaxscale.planner.report.comparison import DEPTH, Comparison, Move, compare, first, moves, side
+from jaxscale.planner.report.question import Question, Recipe, Request, make_question
+from jaxscale.planner.report.remedies import shortage, shortage_text
+from jaxscale.planner.search.answer import Answer, answer
+from jaxscale.planner.search.exhaustive import Problem
 
 if TYPE_CHECKING:
     from jaxscale.cli.verification import Verified
+    from jaxscale.kernels.choice import Choice
 
 HERE = "here"
 
@@ -55,7 +56,10 @@ class Shown:
 
 @dataclass(frozen=True)
 class Found:
-    """Everything there is to show. changed: the answer on the other cluster. moved: ranks, where both are as large."""
+    """Everything there is to show. changed: the answer on the other cluster. moved: ranks, where both are as large.
+
+    kernels: the choices of the shown plan's step, where they were asked for.
+    """
 
     question: Question
     answer: Answer
@@ -63,6 +67,7 @@ class Found:
     changed: Answer | None
     moved: tuple[Move, ...]
     verified: "Verified | None" = None
+    kernels: "Sequence[Choice] | None" = None
 
 
 def ask(config: Path, overrides: Sequence[str], cluster: Cluster, request: Request) -> Question:
@@ -130,10 +135,20 @@ def with_verification(found: Found, config: Path, overrides: Sequence[str], rank
     return replace(found, verified=verify(target, run, rank))
 
 
+def with_kernels(found: Found, config: Path, overrides: Sequence[str], rank: int) -> Found:
+    """Which kernels the step of the plan of a rank takes, on the changed cluster where there is one."""
+    from jaxscale.cli.kernel_table import kernels_of_plan
+    from jaxscale.cli.verification import run_of
+
+    target = found.changed or found.answer
+    run = run_of(config, overrides, target.problem.workload)
+    return replace(found, kernels=kernels_of_plan(target, run, rank))
+
+
 def show_measured(run: Path, calibration: Path | None, as_json: bool) -> None:
     """`--measured RUN`: predicted against achieved."""
     from jaxscale.cli.render.measured import measured_data, print_measured
-    from jaxscale.planner.measured import compare as compare_with_run
+    from jaxscale.planner.measured.runs import compare as compare_with_run
 
     if as_json:
         typer.echo(json.dumps(measured_data(compare_with_run(run)), indent=2))
@@ -194,6 +209,11 @@ def show(found: Found, shown: Shown, cluster_words: str) -> None:
         from jaxscale.cli.render.plan_verified import print_verified
 
         print_verified(console, found.verified, (found.changed or found.answer).problem.cluster)
+    if found.kernels is not None:
+        from jaxscale.kernels.choice_table import choice_table
+
+        console.print(f"\nkernels of plan {shown.show}", style="bold", highlight=False)
+        typer.echo(choice_table(found.kernels))
 
 
 def print_found(console: Console, found: Found, shown: Shown) -> None:
@@ -244,6 +264,10 @@ def found_data(found: Found, shown: Shown) -> dict[str, Any]:
 
         cluster = (found.changed or found.answer).problem.cluster
         data["verify"] = verified_data(found.verified, cluster)
+    if found.kernels is not None:
+        from jaxscale.kernels.choice_table import choice_data
+
+        data["kernels"] = choice_data(found.kernels)
     return data
 
 

@@ -2,9 +2,10 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 import typer
@@ -14,8 +15,10 @@ from jaxscale.errors import UserError
 from jaxscale.launch import world as names
 from jaxscale.launch.line import PeerLost
 from jaxscale.launch.orphans import end_with_launcher
+from jaxscale.launch.peers import leave_soon
 from jaxscale.launch.rendezvous import JOIN_TIMEOUT, Together, joined
 from jaxscale.launch.tpu_metadata import tpu_pod
+from jaxscale.training.health.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from jaxscale.models.description import Blueprint
@@ -73,7 +76,9 @@ class Process:
 
 
 @contextmanager
-def process_of(config: RunConfig, directory: Path, flags: Flags) -> Iterator[Process]:
+def process_of(
+    config: RunConfig, directory: Path, flags: Flags, watchdog: Watchdog
+) -> Iterator[Process]:
     """Meets the other processes, if there are any, and prepares the data with them; JAX must not have started yet.
 
     A peer that is missing or lost is one message and status 1: starting all processes again may help.
@@ -86,12 +91,25 @@ def process_of(config: RunConfig, directory: Path, flags: Flags) -> Iterator[Pro
         return
     try:
         timeout = _timeout(environment)
-        with joined(world, config, directory, timeout=timeout) as together:
-            together.prepare_data(config)
+        watchdog.among(world.process_id, world.num_processes)
+        watchdog.starting(waiting=timeout)
+        with ExitStack() as stack:
+            stack.push(_hasten)
+            together = stack.enter_context(joined(world, config, directory, timeout=timeout))
+            watchdog.starting()
+            together.prepare_data(config, watchdog.alive)
             yield Process(together)
     except PeerLost as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
+
+
+def _hasten(
+    kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+) -> None:
+    """At its end Python would wait in JAX for the other processes, for minutes. For a mistake `cli.main` sees to it."""
+    if kind is not None and issubclass(kind, Exception) and not issubclass(kind, UserError):
+        leave_soon()
 
 
 def _timeout(environment: names.Environment) -> float:

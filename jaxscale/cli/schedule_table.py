@@ -17,7 +17,7 @@ from jaxscale.parallel.pipeline.program import make_program
 from jaxscale.parallel.pipeline.schedules import make_table
 from jaxscale.parallel.pipeline.simulate import bubble, in_flight, lockstep, uniform
 from jaxscale.parallel.pipeline.table import Table
-from jaxscale.planner.pins import parse_pins
+from jaxscale.planner.search.pins import parse_pins
 
 # The name that stands for the schedule of the run's own plan.
 OWN = "plan"

@@ -1,5 +1,6 @@
 """`jaxscale train`: the whole way from text to a trained model; the same command resumes."""
 
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -41,18 +42,23 @@ def train(
     prepare_cpu_process("float32" if precision == "auto" else precision)
 
     from jaxscale.cli.processes import Flags, process_of
+    from jaxscale.training.health.watchdog import watch
 
     flags = Flags(coordinator, num_processes, process_id, join_timeout)
-    with process_of(settings, directory, flags) as process:
+    with (
+        closing(watch(settings.training, directory)) as watchdog,
+        process_of(settings, directory, flags, watchdog) as process,
+    ):
         from jaxscale.checkpoint.late_writes import hush_late_writes
         from jaxscale.cli.auto_plan import planner
         from jaxscale.training.compile_cache import compile_cache
         from jaxscale.training.run import train_run
 
+        watchdog.alive()
         hush_late_writes()
         choose = process.agreeing(planner(directory, say=process.say))
         with compile_cache(directory):
-            outcome = train_run(settings, directory, process.say, choose=choose)
+            outcome = train_run(settings, directory, process.say, choose=choose, watchdog=watchdog)
     if outcome.preempted:
         where = (
             f"stopped at step {outcome.steps} with a checkpoint saved"

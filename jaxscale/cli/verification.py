@@ -15,16 +15,16 @@ from jaxscale.config.run_sections import TrainingSection
 from jaxscale.errors import UserError
 from jaxscale.hardware.cluster import Cluster
 from jaxscale.parallel.topology import abstract_devices, prepare_process
-from jaxscale.planner.answer import Answer, Ranked
-from jaxscale.planner.comparison import best_executable
-from jaxscale.planner.compiled import CompiledFacts, argument_parts, compile_facts
-from jaxscale.planner.expected import Expected, expected
-from jaxscale.planner.layout import is_executable
-from jaxscale.planner.lockstep.stages import tick_shares
-from jaxscale.planner.prediction import Prediction
-from jaxscale.planner.proposal import to_plan
-from jaxscale.planner.refusal import DoesNotFit
-from jaxscale.planner.workload import Workload
+from jaxscale.planner.costs.lockstep.stages import tick_shares
+from jaxscale.planner.model.workload import Workload
+from jaxscale.planner.report.comparison import best_executable
+from jaxscale.planner.search.answer import Answer, Ranked
+from jaxscale.planner.search.proposal import to_plan
+from jaxscale.planner.verification.compiled import CompiledFacts, argument_parts, compile_facts
+from jaxscale.planner.verification.expected import Expected, expected
+from jaxscale.planner.verification.refusal import DoesNotFit
+from jaxscale.planner.vocabulary.layout import is_executable
+from jaxscale.planner.vocabulary.prediction import Prediction
 from jaxscale.training.lowering import abstract_job
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from jaxscale.config.limits import LARGEST_COUNT
+from jaxscale.config.limits import LARGEST_COUNT, MOST_AT_ONCE
 from jaxscale.config.section import Section
 
 
@@ -39,9 +39,9 @@ class DataSection(Section):
         None, description="string between documents inside a .txt file"
     )
     store: str = Field("runs/stores", description="directory for prepared token stores")
-    workers: int = Field(2, ge=1, description="processes that prepare data")
-    threads: int = Field(2, ge=1, description="threads that read batches")
-    prefetch: int = Field(4, ge=1, description="batches read ahead of the device")
+    workers: int = Field(2, ge=1, le=MOST_AT_ONCE, description="processes that prepare data")
+    threads: int = Field(2, ge=1, le=MOST_AT_ONCE, description="threads that read batches")
+    prefetch: int = Field(4, ge=1, le=MOST_AT_ONCE, description="batches read ahead of the device")
 
     @field_validator("train", mode="before")
     @classmethod

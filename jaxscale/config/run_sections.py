@@ -50,6 +50,11 @@ class TrainingSection(Section):
     hang_seconds: float | None = Field(
         900.0, gt=0, description="seconds without a step that end the run as hung (null: never)"
     )
+    start_seconds: float | None = Field(
+        7200.0,
+        gt=0,
+        description="seconds without a sign before the first step that end the run as hung (null: never)",
+    )
     self_test: bool = Field(
         False, description="whether devices are compared with each other before the first step"
     )
@@ -88,7 +93,7 @@ class TelemetrySection(Section):
     """What is measured and where it goes. `metrics.jsonl` and `report.html` are always written."""
 
     log_every: int = Field(10, ge=1, description="steps between log lines")
-    trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(
+    trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio", "opentelemetry"]] = Field(
         ["tensorboard"], description="services that receive the metrics"
     )
     flops: Literal["causal", "full"] = Field("causal", description="how attention counts in MFU")

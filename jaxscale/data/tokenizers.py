@@ -5,6 +5,8 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import takewhile
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -36,6 +38,10 @@ class Tokenizer(Protocol):
     def fingerprint(self) -> str:
         """SHA-256, in hex, of all that decides which ids a text gets."""
 
+    @property
+    def start_ids(self) -> list[int]:
+        """What goes before a text that a model is to continue, as the tokenizer itself has it; mostly nothing."""
+
     def encode(self, text: str) -> list[int]:
         """Ids of the text alone: nothing is added, and special names in the text are text."""
 
@@ -61,6 +67,10 @@ class ByteTokenizer:
     @property
     def fingerprint(self) -> str:
         return hashlib.sha256(b"jaxscale bytes 1").hexdigest()
+
+    @property
+    def start_ids(self) -> list[int]:
+        return []
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
@@ -105,6 +115,12 @@ class FileTokenizer:
     @cached_property
     def vocab_size(self) -> int:
         return max(self.engine.get_vocab(with_added_tokens=True).values()) + 1
+
+    @cached_property
+    def start_ids(self) -> list[int]:
+        found = self.engine.encode("a", add_special_tokens=True)
+        before = takewhile(itemgetter(1), zip(found.ids, found.special_tokens_mask, strict=True))
+        return [id_ for id_, _ in before]
 
     def encode(self, text: str) -> list[int]:
         return list(self.engine.encode(text, add_special_tokens=False).ids)

@@ -7,26 +7,42 @@ mesh axes with the rows) are gathered before the kernel, so that its gradient is
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import jax
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
+from jaxscale.kernels.attention.residuals import is_residual
+from jaxscale.kernels.residuals import is_product
 from jaxscale.models.context import Axes, BlockFunction
-
-if TYPE_CHECKING:
-    from jaxscale.parallel.placement import Placement
 
 MeshAxes = tuple[str, ...]
 # A weight's dim with this name is met by an activation's `embed_activation`.
 _STORED, _MET = "embed", "embed_activation"
+# What a map with gathered weights keeps for its backward pass, beside its operands: they are gathered again, or every
+# layer's would stay whole until its gradient is formed.
+_KEPT = jax.checkpoint_policies.save_from_both_policies(is_product, is_residual)
+
+
+class Layout(Protocol):
+    """What is asked of a placement (`parallel.placement`, which makes the hook)."""
+
+    @property
+    def mesh(self) -> Mesh: ...
+    @property
+    def manual(self) -> frozenset[str]: ...
+    @property
+    def is_local(self) -> bool: ...
+    @property
+    def automatic_axes(self) -> frozenset[str]: ...
+    def mesh_axes(self, logical: str) -> MeshAxes: ...
 
 
 @dataclass(frozen=True)
 class Blocks:
     """The hook of a placement (see `models.context.BlockHook`)."""
 
-    placement: "Placement"
+    placement: Layout
 
     def __call__(
         self, function: BlockFunction, operands: Sequence[Axes], out: Axes
@@ -48,9 +64,10 @@ class Blocks:
             result = function(x, *whole)
             return _sum_over(summed, placement, result) if summed else result
 
+        gathers = any(axes for dims in gathered for axes in dims)
         specs = tuple(PartitionSpec(*(axes or None for axes in dims)) for dims in split)
         mapped: BlockFunction = jax.shard_map(
-            local,
+            jax.checkpoint(local, policy=_KEPT, prevent_cse=False) if gathers else local,
             mesh=None if placement.manual else placement.mesh,
             in_specs=specs,
             out_specs=PartitionSpec(*(axes or None for axes in out_split)),
@@ -104,7 +121,7 @@ def _summed(
     return tuple(dict.fromkeys(axis for axis in seen if axis not in kept))
 
 
-def _sum_over(axes: MeshAxes, placement: "Placement", part: jax.Array) -> jax.Array:
+def _sum_over(axes: MeshAxes, placement: Layout, part: jax.Array) -> jax.Array:
     """The sum of the devices' parts. Its gradient costs no collective.
 
     Where a map's result is the same on n devices, JAX hands each 1/n of its gradient and would sum those again.

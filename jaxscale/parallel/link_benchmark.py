@@ -1,6 +1,6 @@
 """How fast the links between the attached devices are: three collectives along each physical dim, small and large.
 
-The numbers are those of the planner's formulas (`planner.network`) turned round: an all-gather of V bytes over n
+The numbers are those of the planner's formulas (`planner.costs.network`) turned round: an all-gather of V bytes over n
 devices takes V (n - 1) / n / W on a switch or a line, V / 2 W on a ring, and a latency; W is `Dim.bandwidth`.
 """
 

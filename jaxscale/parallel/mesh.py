@@ -79,8 +79,11 @@ def _between_slices(plan: Plan, num_slices: int) -> tuple[int, ...]:
         parts.append(math.gcd(size, left))
         left //= parts[-1]
     if left > 1:
-        product = " x ".join(f"{axis}={size}" for axis, size in plan.mesh_shape.items())
-        raise PlacementError(f"the plan's axes {product} do not split over {num_slices} slices")
+        used = [f"{axis}={size}" for axis, size in plan.mesh_shape.items() if size > 1]
+        raise PlacementError(
+            f"the plan's axes ({' x '.join(used) or 'all 1'}) do not split over {num_slices} slices: sizes that share "
+            f"the factors of {num_slices} would"
+        )
     return tuple(parts)
 
 

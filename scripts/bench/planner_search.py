@@ -6,12 +6,12 @@ from pathlib import Path
 
 from jaxscale.config.loading import load_model
 from jaxscale.hardware.catalogue import parse_cluster
-from jaxscale.planner.answer import answer
-from jaxscale.planner.calibration import efficiency_of
-from jaxscale.planner.jaxscale_stack import jaxscale_stack
-from jaxscale.planner.model_source import groups_of, shape_of
-from jaxscale.planner.search import Problem, Space
-from jaxscale.planner.workload import Workload
+from jaxscale.planner.costs.calibration import efficiency_of
+from jaxscale.planner.model.source import groups_of, shape_of
+from jaxscale.planner.model.workload import Workload
+from jaxscale.planner.search.answer import answer
+from jaxscale.planner.search.exhaustive import Problem, Space
+from jaxscale.planner.vocabulary.jaxscale_stack import jaxscale_stack
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 CASES = (

@@ -20,7 +20,7 @@ from jaxscale.config.text import to_yaml
 from jaxscale.hardware.catalogue import parse_cluster
 from jaxscale.models.build import model_builder
 from jaxscale.models.description import blueprint
-from jaxscale.planner.calibration_file import read_calibration
+from jaxscale.planner.measured.calibration_file import read_calibration
 from jaxscale.training.job import Chosen
 
 SHORT = ("training.steps=4", "telemetry.log_every=1", "training.eval_batches=1")

@@ -75,6 +75,7 @@ def test_overrides_lie_over_files_and_files_over_what_they_extend(
         ("plan.tensr=2", ["unknown key 'plan.tensr'", "'tensor'"]),
         ("training.steps=many", ["training.steps", "valid integer", "'many'"]),
         ("training.steps=0", ["training.steps", "greater than or equal to 1", "got 0"]),
+        ("data.threads=10000", ["data.threads", "less than or equal to 1024"]),
         ("plan.remat=ful", ["plan.remat", "'full'"]),
         ("plan=automatic", ["plan", "'auto'"]),
         ("training.steps", ["not key=value"]),

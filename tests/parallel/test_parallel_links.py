@@ -29,7 +29,7 @@ from jaxscale.parallel.link_benchmark import (
     measured_cluster,
 )
 from jaxscale.parallel.topology import abstract_devices
-from jaxscale.planner.network import axis_links
+from jaxscale.planner.costs.network import axis_links
 
 H100 = "NVIDIA H100 80GB HBM3"
 # How JAX calls the chips of a slice, as libtpu's own topologies have it.

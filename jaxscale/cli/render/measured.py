@@ -7,8 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from jaxscale.planner.calibration_file import add_measurement, measure
-from jaxscale.planner.measured import Comparison, compare
+from jaxscale.planner.measured.calibration_file import add_measurement, measure
+from jaxscale.planner.measured.runs import Comparison, compare
 from jaxscale.telemetry.format import bytes_text, compact, percent, seconds_text
 from jaxscale.telemetry.report.predicted import Pair, pairs
 from jaxscale.telemetry.report.run import load_run

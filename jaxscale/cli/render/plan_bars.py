@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from jaxscale.cli.render.plan_words import GIB, gib, seconds
-from jaxscale.planner.answer import Ranked
-from jaxscale.planner.prediction import Line
+from jaxscale.planner.search.answer import Ranked
+from jaxscale.planner.vocabulary.prediction import Line
 
 # Group -> components; what is in none is the last group's. Colors k1, k2, ... in this order.
 TIME_GROUPS: Mapping[str, tuple[str, ...]] = {

@@ -7,8 +7,8 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxscale.cli.render.plan_words import gib, seconds, sent
-from jaxscale.planner.answer import Ranked
-from jaxscale.planner.prediction import Line, Prediction
+from jaxscale.planner.search.answer import Ranked
+from jaxscale.planner.vocabulary.prediction import Line, Prediction
 
 # Less than this share of the whole is left out, and summed up.
 _NEGLIGIBLE = 1e-6

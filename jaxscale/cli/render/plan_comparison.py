@@ -9,8 +9,8 @@ from rich.text import Text
 
 from jaxscale.cli.render.plan_data import prediction_data
 from jaxscale.cli.render.plan_words import gib, layout_words, run_words, seconds
-from jaxscale.planner.comparison import DEPTH, Comparison, Difference, Move
-from jaxscale.planner.prediction import Prediction
+from jaxscale.planner.report.comparison import DEPTH, Comparison, Difference, Move
+from jaxscale.planner.vocabulary.prediction import Prediction
 
 # Smaller differences, as a share of the whole, are not printed.
 _VISIBLE = 1e-4

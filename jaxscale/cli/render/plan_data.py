@@ -3,13 +3,13 @@
 from typing import Any
 
 from jaxscale.cli.render.plan_words import networks
-from jaxscale.planner.answer import Answer, Ranked
-from jaxscale.planner.comparison import best_executable
-from jaxscale.planner.layout import planned_only
-from jaxscale.planner.parameters import num_parameters
-from jaxscale.planner.prediction import Line, Prediction
-from jaxscale.planner.question import Question
-from jaxscale.planner.rejections import Rejection
+from jaxscale.planner.model.parameters import num_parameters
+from jaxscale.planner.report.comparison import best_executable
+from jaxscale.planner.report.question import Question
+from jaxscale.planner.search.answer import Answer, Ranked
+from jaxscale.planner.search.rejections import Rejection
+from jaxscale.planner.vocabulary.layout import planned_only
+from jaxscale.planner.vocabulary.prediction import Line, Prediction
 
 
 def as_data(question: Question, answer: Answer, *, formulas: bool = False) -> dict[str, Any]:

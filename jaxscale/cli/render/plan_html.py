@@ -23,11 +23,11 @@ from jaxscale.cli.render.plan_words import (
 from jaxscale.parallel.pipeline.drawing import as_svg, schedule_style, shown_microbatches
 from jaxscale.parallel.pipeline.schedules import make_table
 from jaxscale.parallel.pipeline.simulate import lockstep, uniform
-from jaxscale.planner.answer import Answer, Ranked
-from jaxscale.planner.layout import planned_only
-from jaxscale.planner.prediction import Prediction
-from jaxscale.planner.question import Question
-from jaxscale.planner.topology_drawing import legend_svg, topology_svgs
+from jaxscale.planner.report.question import Question
+from jaxscale.planner.report.topology_drawing import legend_svg, topology_svgs
+from jaxscale.planner.search.answer import Answer, Ranked
+from jaxscale.planner.vocabulary.layout import planned_only
+from jaxscale.planner.vocabulary.prediction import Prediction
 
 # Deeper pipelines are drawn too, but nobody could read them.
 _DEEPEST = 32

@@ -16,12 +16,12 @@ from jaxscale.cli.render.plan_words import (
     run_words,
     seconds,
 )
-from jaxscale.planner.answer import Answer, Ranked
-from jaxscale.planner.comparison import best_executable, better_batches
-from jaxscale.planner.layout import planned_only
-from jaxscale.planner.parameters import num_parameters
-from jaxscale.planner.prediction import Prediction
-from jaxscale.planner.question import Question
+from jaxscale.planner.model.parameters import num_parameters
+from jaxscale.planner.report.comparison import best_executable, better_batches
+from jaxscale.planner.report.question import Question
+from jaxscale.planner.search.answer import Answer, Ranked
+from jaxscale.planner.vocabulary.layout import planned_only
+from jaxscale.planner.vocabulary.prediction import Prediction
 from jaxscale.telemetry.format import compact
 
 _EXAMPLES_SHOWN = 8

@@ -10,9 +10,9 @@ from rich.table import Table
 from jaxscale.cli.render.plan_words import layout_words, sent
 from jaxscale.cli.verification import Verified
 from jaxscale.hardware.cluster import Cluster
-from jaxscale.planner.compiled import CompiledFacts
-from jaxscale.planner.expected import compiled_peak
 from jaxscale.planner.hlo.collectives import Collective, by_axes
+from jaxscale.planner.verification.compiled import CompiledFacts
+from jaxscale.planner.verification.expected import compiled_peak
 from jaxscale.telemetry.format import bytes_text
 
 # What the formulas mean by gathering and summing; rings of permutations are how a compiler may do either.

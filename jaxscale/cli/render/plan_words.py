@@ -5,8 +5,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 from jaxscale.hardware.cluster import Cluster
-from jaxscale.planner.layout import Layout
-from jaxscale.planner.spread import default_spread
+from jaxscale.planner.search.spread import default_spread
+from jaxscale.planner.vocabulary.layout import Layout
 
 GIB = 2**30
 _SHORT = {"InfiniBand": "IB", "shared memory": "memory"}

@@ -90,7 +90,7 @@ def _step_text(status: RunStatus) -> str:
 
 def _checkpoint_text(status: RunStatus, now: float) -> str:
     if status.saved is None:
-        return "none yet"
+        return f"not to be seen from here: {status.unseen}" if status.unseen else "none yet"
     age = duration(now - status.saved.time)
     behind = status.step - status.saved.step
     return f"step {status.saved.step:,}, {age} ago" + (

@@ -40,10 +40,14 @@ class Costs:
     """depths: times of each piece of the model, in its order.
 
     send: of what goes from stage to stage: in lockstep once a tick, asynchronously before each pass that waits for it.
+    all_wrap: whether, asynchronously, every microbatch waits until it is back from the last stage to the first (and the
+    other way for its gradient), as is so. Without, one of each group of as many as there are stages does: the zero
+    bubble paper's simulator of interleaving.
     """
 
     depths: tuple[Times, ...]
     send: float = 0.0
+    all_wrap: bool = True
 
     def of(self, one: Operation, depth: int, *, split: bool) -> float:
         """How long a pass takes. split: whether there is a W, too."""
@@ -63,6 +67,7 @@ def uniform(
     embedding: Times = NOTHING,
     head: Times = NOTHING,
     send: float = 0.0,
+    all_wrap: bool = True,
 ) -> Costs:
     """stage: times of all chunks of one together. embedding, head: what the first and the last piece take on top.
 
@@ -72,7 +77,7 @@ def uniform(
     depths = [part] * (stages * chunks)
     depths[0] += embedding
     depths[-1] += head
-    return Costs(tuple(depths), send)
+    return Costs(tuple(depths), send, all_wrap)
 
 
 @dataclass(frozen=True)
@@ -192,7 +197,7 @@ def _ready(
 ) -> float | None:
     """When everything that an operation waits for is there; None while it is not known."""
     latest = 0.0
-    for where, needed in _needs(one, stage, stages, len(costs.depths)):
+    for where, needed in _needs(one, stage, stages, costs):
         end = ends.get((where, needed))
         if end is None:
             return None
@@ -200,7 +205,9 @@ def _ready(
     return latest
 
 
-def _needs(one: Operation, stage: int, stages: int, depths: int) -> Iterator[tuple[int, Operation]]:
+def _needs(
+    one: Operation, stage: int, stages: int, costs: Costs
+) -> Iterator[tuple[int, Operation]]:
     """(stage, operation)s: the same pass one piece earlier in the model, or one later on the way back."""
     depth = one.chunk * stages + stage
     if one.kind == "W":
@@ -209,7 +216,10 @@ def _needs(one: Operation, stage: int, stages: int, depths: int) -> Iterator[tup
     if one.kind == "B":
         yield stage, Operation("F", one.microbatch, one.chunk)
     other = depth - 1 if one.kind == "F" else depth + 1
-    if 0 <= other < depths:
+    wraps = other // stages != one.chunk
+    if wraps and not costs.all_wrap and one.microbatch % stages:
+        return
+    if 0 <= other < len(costs.depths):
         yield other % stages, Operation(one.kind, one.microbatch, other // stages)
 
 

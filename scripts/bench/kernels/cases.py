@@ -140,6 +140,31 @@ def fp8(rows: int, inward: int, outward: int, dtype: Any) -> Case:
     return Case(title, forms, (x, weight, to_out), 6 * rows * inward * outward, "bfloat16")
 
 
+def norm(rows: int, inward: int, outward: int, dtype: Any) -> Case:
+    """A product with and without an RMS norm before it, with gradients: all that a fused norm could save."""
+    x, weight = _normal((rows, inward), dtype), _normal((inward, outward), dtype, 0.02)
+    scale, to_out = _normal((inward,), dtype), _normal((rows, outward), dtype)
+
+    def normed(x: jax.Array, weight: jax.Array, scale: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32)
+        size = jax.lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + 1e-6)
+        return jnp.dot((wide * size * scale).astype(x.dtype), weight)
+
+    def alone(x: jax.Array, weight: jax.Array, _scale: jax.Array) -> jax.Array:
+        return jnp.dot(x, weight)
+
+    def gradients(product: Callable[..., jax.Array], *arguments: jax.Array) -> Any:
+        out, pull = jax.vjp(product, *arguments[:3])
+        return out, *pull(arguments[3])
+
+    forms: dict[str, Form] = {
+        "product": partial(gradients, alone),
+        "norm, product": partial(gradients, normed),
+    }
+    title = f"rms_norm and product {rows} x {inward} x {outward}, {dtype}"
+    return Case(title, forms, (x, weight, scale, to_out), 6 * rows * inward * outward, "product")
+
+
 def _normal(shape: tuple[int, ...], dtype: Any, scale: float = 1.0) -> jax.Array:
     """Zeros run faster than numbers on GPUs: never time on them."""
     key = jax.random.key(sum(shape))

@@ -1,6 +1,6 @@
-"""Times ragged products, the loss, attention and fp8 products against what they replace, on this machine's device.
+"""Times ragged products, the loss, norms, attention and fp8 products against what they replace, on this device.
 
-    python scripts/bench/kernels/run.py [--ops ragged loss attention fp8] [--rounds 7] [--out FILE]
+    python scripts/bench/kernels/run.py [--ops ragged loss norm attention fp8] [--rounds 7] [--out FILE]
 
 On CPU shapes are small (about a minute); on an accelerator they are Llama 3.2 1B's and 3 8B's. Writes what was measured
 with versions and date as JSON.
@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 from timing import measure, show
 
+OPS = ("ragged", "loss", "norm", "attention", "fp8")
+
 
 def small(op: str) -> Iterator[cases.Case]:
     """Cases for a CPU."""
@@ -28,6 +30,9 @@ def small(op: str) -> Iterator[cases.Case]:
             yield cases.ragged(2048, 256, 256, 32, name)
         if op == "loss":
             yield cases.loss(2048, 512, 8192, 512, name)
+            yield cases.loss(4096, 512, 8192, 1024, name)
+        if op == "norm":
+            yield cases.norm(4096, 512, 1536, name)
     if op == "attention":
         yield cases.self_attention(2, 512, 8, 4, 64, "float32")
     if op == "fp8":
@@ -43,6 +48,9 @@ def large(op: str) -> Iterator[cases.Case]:
     if op == "loss":
         yield cases.loss(16384, 2048, 128256, 2048, dtype)
         yield cases.loss(8192, 4096, 128256, 2048, dtype)
+    if op == "norm":
+        yield cases.norm(32768, 2048, 8192, dtype)
+        yield cases.norm(16384, 4096, 14336, dtype)
     if op == "attention":
         yield cases.self_attention(4, 4096, 32, 8, 64, dtype)
         yield cases.self_attention(2, 8192, 32, 8, 128, dtype)
@@ -53,7 +61,7 @@ def large(op: str) -> Iterator[cases.Case]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--ops", nargs="+", default=["ragged", "loss", "attention", "fp8"])
+    parser.add_argument("--ops", nargs="+", default=list(OPS))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--repeats", type=int, default=1, help="calls of a form in each round")
     parser.add_argument("--out", type=Path)

@@ -25,13 +25,13 @@ from jaxscale.errors import UserError
 from jaxscale.hardware.by_name import cluster_by_name
 from jaxscale.models.traced_flops import traced_flops
 from jaxscale.parallel.topology import abstract_devices, prepare_process
-from jaxscale.planner.compiled import CompiledFacts, argument_parts, compile_facts
+from jaxscale.planner.costs.lockstep.stages import tick_shares
 from jaxscale.planner.hlo.branches import TickShares
 from jaxscale.planner.hlo.collectives import by_axes
-from jaxscale.planner.lockstep.stages import tick_shares
-from jaxscale.planner.model_source import groups_of
-from jaxscale.planner.proposal import to_layout
-from jaxscale.planner.refusal import DoesNotFit
+from jaxscale.planner.model.source import groups_of
+from jaxscale.planner.search.proposal import to_layout
+from jaxscale.planner.verification.compiled import CompiledFacts, argument_parts, compile_facts
+from jaxscale.planner.verification.refusal import DoesNotFit
 from jaxscale.training.lowering import abstract_job
 
 STORE = ROOT / "docs/benchmarks/planner/compiled.json"

@@ -13,7 +13,7 @@ from launch import Setting, smi
 
 from jaxscale.hardware import find_chip
 from jaxscale.hardware.cluster import Cluster
-from jaxscale.planner.calibration import efficiency_of
+from jaxscale.planner.costs.calibration import efficiency_of
 from planner_gpu.cases import Case
 from planner_gpu.predicting import predicted
 from planner_gpu.processes import Child, start

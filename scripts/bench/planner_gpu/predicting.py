@@ -4,14 +4,14 @@ from dataclasses import replace
 from typing import Any
 
 from jaxscale.hardware.cluster import Cluster
-from jaxscale.planner.calibration import efficiency_of
-from jaxscale.planner.measured import record_of
-from jaxscale.planner.model_source import groups_of, shape_of
-from jaxscale.planner.parameters import num_parameters
-from jaxscale.planner.prediction import Prediction
-from jaxscale.planner.proposal import predict_plan, run_problem
-from jaxscale.planner.search import Problem
-from jaxscale.planner.workload import Workload
+from jaxscale.planner.costs.calibration import efficiency_of
+from jaxscale.planner.measured.runs import record_of
+from jaxscale.planner.model.parameters import num_parameters
+from jaxscale.planner.model.source import groups_of, shape_of
+from jaxscale.planner.model.workload import Workload
+from jaxscale.planner.search.exhaustive import Problem
+from jaxscale.planner.search.proposal import predict_plan, run_problem
+from jaxscale.planner.vocabulary.prediction import Prediction
 from planner_gpu.cases import Case
 
 _KEPT = ("step_seconds", "peak_bytes", "usable_bytes", "mfu", "time_seconds", "memory_bytes")

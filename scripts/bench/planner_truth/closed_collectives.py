@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from jaxscale.planner import closed_forms_collectives as forms
+from jaxscale.planner.closed_forms import collectives as forms
 from planner_truth.cases import Unsupported
 from planner_truth.closed_rooflines import product_time
 from planner_truth.figures import SUPERPOD_UNIT, SUPERPOD_UNIT_EGRESS

@@ -4,8 +4,8 @@ import math
 import re
 from collections.abc import Callable, Mapping
 
-from jaxscale.planner import closed_forms_memory as forms
-from jaxscale.planner import closed_forms_pipeline as pipeline
+from jaxscale.planner.closed_forms import memory as forms
+from jaxscale.planner.closed_forms import pipeline
 from planner_truth.cases import Unsupported
 from planner_truth.problem import Problem, Rule
 from planner_truth.symbols import Symbolic, Values

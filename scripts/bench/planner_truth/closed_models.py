@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 
-from jaxscale.planner import closed_forms as forms
+from jaxscale.planner.closed_forms import rooflines as forms
 from planner_truth.cases import Unsupported
 from planner_truth.closed_sizes import cache_bytes, weight_bytes
 from planner_truth.figures import figures_named

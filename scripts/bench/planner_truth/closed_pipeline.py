@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 
-from jaxscale.planner import closed_forms_pipeline as forms
+from jaxscale.planner.closed_forms import pipeline as forms
 from planner_truth.cases import Unsupported
 from planner_truth.problem import Problem, Rule
 from planner_truth.symbols import Symbolic

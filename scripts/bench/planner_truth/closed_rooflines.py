@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Mapping
 
-from jaxscale.planner import closed_forms as forms
+from jaxscale.planner.closed_forms import rooflines as forms
 from planner_truth.cases import Unsupported
 from planner_truth.clusters import tpu_family
 from planner_truth.figures import DTYPES

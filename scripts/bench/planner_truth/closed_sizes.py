@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Mapping
 
-from jaxscale.planner import closed_forms_memory as forms
+from jaxscale.planner.closed_forms import memory as forms
 from planner_truth.cases import Unsupported
 from planner_truth.clusters import tpu_family
 from planner_truth.problem import Problem, Rule, dtype_bytes, parse_array

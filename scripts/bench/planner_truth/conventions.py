@@ -6,10 +6,10 @@ the full square of attention before July 2025; fp8 runs divide by the fp8 peak.
 
 import re
 
-from jaxscale.planner.model_flops import active_weights, step_flops
-from jaxscale.planner.model_shape import ModelShape
-from jaxscale.planner.parameters import num_parameters, parameter_groups
-from jaxscale.planner.workload import Workload
+from jaxscale.planner.model.flops import active_weights, step_flops
+from jaxscale.planner.model.parameters import num_parameters, parameter_groups
+from jaxscale.planner.model.shape import ModelShape
+from jaxscale.planner.model.workload import Workload
 from planner_truth.cases import Case
 
 # Rows that name no convention but say in their note how attention is counted.

@@ -2,20 +2,21 @@
 
     python scripts/bench/planner_fit --cases FILE [--half even|odd] [--without PREFIX]
 
-Prints what to write into jaxscale/planner/calibration.py, and the errors of the rows that were not used. A constant is
-the one that makes the median row of its group right; chip and stack take turns until they agree. Nothing is fitted to
-a single row.
+Prints what to write into jaxscale/planner/costs/calibration.py, and the errors of the rows that were not used. A
+constant is the one that makes the median row of its group right; chip and stack take turns until they agree. A stack
+whose products are another's has a constant of its links instead, found when the others are. Nothing is fitted to a
+single row.
 """
 
 import argparse
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from jaxscale.planner.calibration import efficiency_of, family_of
-from jaxscale.planner.predict import predict
+from jaxscale.planner.costs.calibration import efficiency_of, family_of
+from jaxscale.planner.search.predict import predict
 from planner_truth.cases import Case, CaseFile, Unsupported, load_cases
 from planner_truth.quantities import Run, quantity, run_of
 
@@ -29,17 +30,30 @@ TIMES = (
     ("mfu", True),
 )
 ROUNDS = 4
+# Steps of bisection, of the share of links: to a thousandth of it.
+HALVINGS = 12
 
 
 @dataclass(frozen=True)
 class Row:
-    """A run with its published step time over the planner's."""
+    """A run with its published step time over the planner's. stack: whose products it runs. links: the stack whose
+    constant is of its links, else empty."""
 
     case: Case
     run: Run
     family: str
     stack: str
+    links: str
     ratio: float
+
+
+@dataclass(frozen=True)
+class Constants:
+    """By chip family, by stack, and of links by stack."""
+
+    chips: dict[str, float]
+    stacks: dict[str, float]
+    links: dict[str, float] = field(default_factory=dict)
 
 
 def rows_of(file: CaseFile) -> list[Row]:
@@ -60,63 +74,77 @@ def _row(case: Case, file: CaseFile) -> Row | None:
     run = run_of(case, file)
     expected, predicted = case.expected[name[0]], float(quantity(run, name[0]))
     ratio = predicted / expected if name[1] else expected / predicted
-    return Row(case, run, family_of(run.setting.cluster), run.setting.stack.name, ratio)
+    stack, kernels = run.setting.stack, run.software.kernels
+    family = family_of(run.setting.cluster)
+    return Row(case, run, family, kernels or stack.name, stack.name if kernels else "", ratio)
 
 
-def seconds(row: Row, chip: float, stack: float) -> float:
+def seconds(row: Row, constants: Constants) -> float:
     """The step with other constants than the ones in force."""
     setting = row.run.setting
     reached = efficiency_of(setting.cluster)
-    changed = replace(reached, products=chip)
+    changed = replace(reached, products=constants.chips[row.family])
+    stack = replace(
+        setting.stack,
+        efficiency=constants.stacks.get(row.stack, 1.0),
+        gather_share=constants.links.get(row.links, 1.0),
+    )
     prediction = predict(
-        setting.workload,
-        setting.cluster,
-        setting.layout,
-        replace(setting.stack, efficiency=stack),
-        efficiency=changed,
+        setting.workload, setting.cluster, setting.layout, stack, efficiency=changed
     )
     return prediction.step_seconds
 
 
-def fit(rows: Sequence[Row]) -> tuple[dict[str, float], dict[str, float]]:
-    """Constants of chips and of stacks."""
-    chips = {row.family: efficiency_of(row.run.setting.cluster).products for row in rows}
-    stacks = dict.fromkeys((row.stack for row in rows), 1.0)
+def fit(rows: Sequence[Row]) -> Constants:
+    plain = [row for row in rows if not row.links]
+    chips = {row.family: efficiency_of(row.run.setting.cluster).products for row in plain}
+    constants = Constants(chips, dict.fromkeys((row.stack for row in plain), 1.0))
     for _ in range(ROUNDS):
-        _take_turns(rows, chips, lambda row: row.family, chips, stacks)
-        _take_turns(rows, stacks, lambda row: row.stack, chips, stacks)
-        _pin(chips, stacks, rows)
-    return chips, stacks
+        _take_turns(plain, constants.chips, lambda row: row.family, constants)
+        _take_turns(plain, constants.stacks, lambda row: row.stack, constants)
+        _pin(constants, plain)
+    for name in dict.fromkeys(row.links for row in rows if row.links):
+        constants.links[name] = _links_share([row for row in rows if row.links == name], constants)
+    return constants
+
+
+def _links_share(rows: Sequence[Row], constants: Constants) -> float:
+    """The share with which the median row is right: a larger one is faster."""
+    low, high = 1e-3, 1.0
+    for _ in range(HALVINGS):
+        share = (low * high) ** 0.5
+        changed = replace(constants, links={rows[0].links: share})
+        slow = statistics.median(error(row, changed) for row in rows) < 1
+        low, high = (share, high) if slow else (low, share)
+    return high
 
 
 def _take_turns(
     rows: Sequence[Row],
     constants: dict[str, float],
     group: Callable[[Row], str],
-    chips: dict[str, float],
-    stacks: dict[str, float],
+    everything: Constants,
 ) -> None:
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         groups[group(row)].append(row)
     for name, members in groups.items():
-        ratios = [error(row, chips, stacks) for row in members]
+        ratios = [error(row, everything) for row in members]
         constants[name] /= statistics.median(ratios)
 
 
-def error(row: Row, chips: dict[str, float], stacks: dict[str, float]) -> float:
+def error(row: Row, constants: Constants) -> float:
     """Published over predicted step time, with these constants."""
-    now = seconds(row, chips[row.family], stacks.get(row.stack, 1.0))
-    return row.ratio * row.run.prediction.step_seconds / now
+    return row.ratio * row.run.prediction.step_seconds / seconds(row, constants)
 
 
-def _pin(chips: dict[str, float], stacks: dict[str, float], rows: Sequence[Row]) -> None:
+def _pin(constants: Constants, rows: Sequence[Row]) -> None:
     """Only the product of the two shows: the stacks' mean over the rows is 1, for a new stack to take the family's."""
-    mean = statistics.geometric_mean([stacks[row.stack] for row in rows])
-    for name in stacks:
-        stacks[name] /= mean
-    for name in chips:
-        chips[name] *= mean
+    mean = statistics.geometric_mean([constants.stacks[row.stack] for row in rows])
+    for name in constants.stacks:
+        constants.stacks[name] /= mean
+    for name in constants.chips:
+        constants.chips[name] *= mean
 
 
 def main() -> None:
@@ -129,14 +157,14 @@ def main() -> None:
     options = parser.parse_args()
     rows = rows_of(load_cases(options.cases))
     used = [row for index, row in enumerate(rows) if _used(row, index, options)]
-    chips, stacks = fit(used)
-    for title, constants in (("chips", chips), ("stacks", stacks)):
-        print(title, {name: round(value, 3) for name, value in sorted(constants.items())})
+    constants = fit(used)
+    for title, found in vars(constants).items():
+        print(title, {name: round(value, 3) for name, value in sorted(found.items())})
     for title, group in (
         ("fitted on", used),
         ("the others", [row for row in rows if row not in used]),
     ):
-        _print_errors(title, group, chips, stacks)
+        _print_errors(title, group, constants)
 
 
 def _used(row: Row, index: int, options: argparse.Namespace) -> bool:
@@ -145,13 +173,11 @@ def _used(row: Row, index: int, options: argparse.Namespace) -> bool:
     return options.half is None or index % 2 == (options.half == "odd")
 
 
-def _print_errors(
-    title: str, rows: Sequence[Row], chips: dict[str, float], stacks: dict[str, float]
-) -> None:
+def _print_errors(title: str, rows: Sequence[Row], constants: Constants) -> None:
     groups: dict[str, list[float]] = defaultdict(list)
     for row in rows:
-        if row.family in chips:
-            wrong = abs(1 / error(row, chips, stacks) - 1)
+        if row.family in constants.chips:
+            wrong = abs(1 / error(row, constants) - 1)
             groups[row.case.prefix].append(wrong)
             groups["all"].append(wrong)
     for name, errors in sorted(groups.items()):

@@ -7,8 +7,8 @@ from itertools import product
 from math import prod
 from typing import Any
 
-from jaxscale.planner.layout import Layout, Remat, Schedule, ZeroStage
-from jaxscale.planner.workload import Workload
+from jaxscale.planner.model.workload import Workload
+from jaxscale.planner.vocabulary.layout import Layout, Remat, Schedule, ZeroStage
 from planner_truth.cases import Case
 from planner_truth.remats import remat_of
 from planner_truth.software import Software
@@ -16,8 +16,8 @@ from planner_truth.software import Software
 # Tried where a case names none: what each family of software has. An open microbatch or batch is a power of two of rows
 # a device.
 OPEN_REMATS: Mapping[str, tuple[Remat, ...]] = {
-    "jax": ("full", "offload", "minimal", "dots", "none"),
-    "torch": ("full", "dots", "none"),
+    "jax": ("full", "offload", "minimal", "projections", "dots", "none"),
+    "torch": ("full", "alternate", "none"),
     "megatron": ("full", "attention", "none"),
 }
 OPEN_ROWS = (1, 2, 4, 8, 16, 32)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from jaxscale.planner.model_shape import Experts, LatentAttention, ModelShape
+from jaxscale.planner.model.shape import Experts, LatentAttention, ModelShape
 from planner_truth.architectures import (
     ARCHITECTURES,
     DEFAULT_SEQUENCE,

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from jaxscale.planner.model_shape import ModelShape
-from jaxscale.planner.parameters import num_parameters, parameter_groups
+from jaxscale.planner.model.parameters import num_parameters, parameter_groups
+from jaxscale.planner.model.shape import ModelShape
 from planner_truth.cases import Case, CaseFile, Json, Unsupported
 from planner_truth.clusters import num_chips
 from planner_truth.figures import DTYPES, ELEMENT_BYTES, Figures, figures_of

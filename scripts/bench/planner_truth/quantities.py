@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from jaxscale.hardware.catalogue import with_devices
-from jaxscale.planner.closed_forms import DAY
-from jaxscale.planner.layout import Remat, ZeroStage
-from jaxscale.planner.prediction import Prediction
+from jaxscale.hardware.gpu import CONTEXT
+from jaxscale.planner.closed_forms.rooflines import DAY
+from jaxscale.planner.vocabulary.layout import Remat, ZeroStage
+from jaxscale.planner.vocabulary.prediction import Prediction
 from planner_truth.cases import Case, CaseFile, Unsupported
 from planner_truth.conventions import counted_flops, model_flops
 from planner_truth.models import training_tokens
@@ -111,6 +112,11 @@ def peak_memory(run: Run) -> float:
     return run.prediction.peak_bytes / GIB
 
 
+def driver_memory(run: Run) -> float:
+    """As the driver counts it (nvidia-smi): with the CUDA context, which no plan may use."""
+    return (run.prediction.peak_bytes + CONTEXT) / GIB
+
+
 def _seconds_for(run: Run, tokens: float) -> float:
     return tokens / (tokens_per_second(run) * run.chips)
 
@@ -127,7 +133,7 @@ def _memory_with_zero(run: Run, stage: str) -> float:
     """GiB a device where the optimizer (1) and gradients (2) are split over data."""
     zero: ZeroStage = 2 if stage == "2" else 1 if stage == "1" else 0
     layout = replace(run.setting.layout, zero=zero)
-    return replace(run.setting, layout=layout).predict().peak_bytes / GIB
+    return (replace(run.setting, layout=layout).predict().peak_bytes + CONTEXT) / GIB
 
 
 def _layer_seconds(run: Run, remat: Remat) -> float:
@@ -227,7 +233,7 @@ QUANTITIES: Mapping[str, Callable[[Run], float | bool]] = {
     "model_flops_util_6N_equiv": model_share,
     "fits": fits,
     "peak_memory_GiB": peak_memory,
-    "max_memory_GB": peak_memory,
+    "max_memory_GB": driver_memory,
     "pretrain_gpu_hours": pretraining_hours,
     "fwd_ms": forward_ms,
     "bwd_ms": backward_ms,

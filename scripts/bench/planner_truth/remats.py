@@ -2,19 +2,21 @@
 
 import re
 
-from jaxscale.planner.layout import Remat
+from jaxscale.planner.vocabulary.layout import Remat
 
 # In order; the first that matches decides. Megatron's "selective" recomputes the scores of attention (Korthikanti et
 # al. 2022), PyTorch's keeps products and attention (op-level selective checkpointing) and so is `dots`.
 _RULES: tuple[tuple[str, Remat], ...] = (
     (r"offload", "offload"),
     (r"attention core", "attention"),
-    (r"except_mlp|qkv_proj|out_proj|minimal_flash_attention_only", "minimal"),
-    (r"\bminimal|save_dot|checkpoint_dots|op-level|per-op|\bsac\b", "dots"),
+    (r"minimal_flash_attention_only", "minimal"),
+    (r"except_mlp|qkv_proj|out_proj", "projections"),
+    (r"op-level|per-op|\bsac\b", "alternate"),
+    (r"\bminimal|save_dot|checkpoint_dots", "dots"),
     (r"^none|no remat|without|^off\b|disabled", "none"),
     (r"full", "full"),
 )
-_SELECTIVE: dict[str, Remat] = {"megatron": "attention", "torch": "dots", "jax": "dots"}
+_SELECTIVE: dict[str, Remat] = {"megatron": "attention", "torch": "alternate", "jax": "dots"}
 
 
 def remat_of(words: str, family: str) -> Remat | None:

@@ -10,7 +10,7 @@ from planner_truth.evaluate import Evaluation
 from planner_truth.meshes import named_mesh
 from planner_truth.remats import remat_of
 from planner_truth.symbols import Symbolic, evaluate
-from planner_truth.values import Chosen, Claim, Predicted, plain
+from planner_truth.values import Chosen, Claim, Explained, Predicted, plain
 
 # Where a case names no band.
 DEFAULT_TOLERANCE = 0.05
@@ -89,9 +89,8 @@ def _beside(case: Case, name: str) -> bool:
 
 
 def _whys(evaluation: Evaluation) -> list[str]:
-    return list(
-        dict.fromkeys(v.why for v in evaluation.predicted.values() if isinstance(v, Chosen))
-    )
+    told = (v for v in evaluation.predicted.values() if isinstance(v, Chosen | Explained))
+    return list(dict.fromkeys(value.why for value in told))
 
 
 def _case_error(judgements: Mapping[str, Judgement]) -> float | None:
@@ -105,6 +104,8 @@ def judge(case: Case, name: str, predicted: Predicted) -> Judgement:
     expected = case.expected[name]
     if isinstance(predicted, Claim | Chosen | Symbolic):
         return _judge_statement(case, name, predicted)
+    if isinstance(predicted, Explained):
+        return _judge_number(case, name, predicted.value, expected)
     if isinstance(expected, Mapping) and isinstance(predicted, Mapping):
         return _judge_block(case, name, predicted)
     if isinstance(predicted, int | float) and not isinstance(expected, bool):
@@ -187,12 +188,15 @@ def _judge_block(case: Case, name: str, predicted: Mapping[str, Any]) -> Judgeme
 
 
 def _judge_choice(case: Case, name: str, predicted: Chosen) -> Judgement:
-    """The planner's own layout, or one that it takes for nearly as fast; or what `accept_if` says in numbers."""
+    """The planner's own layout, or one that it takes for nearly as fast; or what `accept_if` says in numbers.
+
+    A row that says `exact` means the planner's own.
+    """
     expected = case.expected[name]
     if not predicted.fits:
         return Judgement(holds=False, error=None, words="the published layout does not fit")
     same = _same_choice(predicted.value, expected)
-    near = predicted.slower <= 1 + CHOICE_TOLERANCE
+    near = predicted.slower <= 1 + CHOICE_TOLERANCE and not case.tolerance.get("exact")
     said = isinstance(predicted.value, Mapping) and _condition(case, predicted.value)
     words = f"the planner prefers {predicted.value} to {expected} by {predicted.slower - 1:.0%}"
     return Judgement(same or near or said, None, words)
@@ -201,6 +205,8 @@ def _judge_choice(case: Case, name: str, predicted: Chosen) -> Judgement:
 def _same_choice(value: object, expected: object) -> bool:
     if isinstance(value, Mapping) and isinstance(expected, Mapping):
         return {k: v for k, v in named_mesh(expected).items() if v > 1} == dict(value)
+    if isinstance(value, int | float):
+        return value == expected
     return remat_of(str(expected), "jax") == value
 
 

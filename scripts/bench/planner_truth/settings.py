@@ -6,12 +6,12 @@ from math import prod
 
 from jaxscale.errors import UserError
 from jaxscale.hardware.cluster import Cluster
-from jaxscale.planner.layout import Layout
-from jaxscale.planner.predict import predict
-from jaxscale.planner.prediction import Prediction
-from jaxscale.planner.spread import default_spread, distinct_spreads
-from jaxscale.planner.stack import Stack
-from jaxscale.planner.workload import Workload
+from jaxscale.planner.model.workload import Workload
+from jaxscale.planner.search.predict import predict
+from jaxscale.planner.search.spread import default_spread, distinct_spreads
+from jaxscale.planner.vocabulary.layout import Layout
+from jaxscale.planner.vocabulary.prediction import Prediction
+from jaxscale.planner.vocabulary.stack import Stack
 from planner_truth.cases import Case, CaseFile, Unsupported
 from planner_truth.clusters import clusters_of
 from planner_truth.layouts import batches, layouts

@@ -3,15 +3,16 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from jaxscale.planner.layout import Remat, Schedule
-from jaxscale.planner.stack import Stack
+from jaxscale.planner.search.exhaustive import SCHEDULES
+from jaxscale.planner.vocabulary.layout import Remat, Schedule
+from jaxscale.planner.vocabulary.stack import Stack
 
 JAX_AXES = ("data", "fsdp", "expert", "context", "tensor")
 MEGATRON_AXES = ("data", "expert", "context", "tensor", "pipeline")
 _NOTHING_HIDES: Mapping[str, float] = dict.fromkeys((*JAX_AXES, "pipeline", "keys", "tokens"), 0.0)
 _ALL_HIDES: Mapping[str, float] = dict.fromkeys(_NOTHING_HIDES, 1.0)
 # NCCL's kernels take part of a GPU from the products that they run beside.
-_NCCL_HIDES = {**_ALL_HIDES, "fsdp": 0.6}
+NCCL_HIDES = {**_ALL_HIDES, "fsdp": 0.6}
 # Of the 3 to 6 GB that a PyTorch process keeps, what is left beside the CUDA context, which clusters keep back already.
 _TORCH_OVERHEAD = 2.5e9
 
@@ -22,7 +23,9 @@ class Software:
 
     flops: the convention of its TFLOP/s, where a row names none (see `conventions`).
     remat, zero, schedule: what it does unless a row says otherwise (None: differs from run to run). whole_batch:
-    without a pipeline and without a word about accumulation, a step is one pass.
+    without a pipeline and without a word about accumulation, a step is one pass. schedules: that it had to choose from.
+    rule: how its authors say that they chose a layout. kernels: the stack whose products it runs, where its constant is
+    not theirs.
     """
 
     stack: Stack
@@ -32,7 +35,10 @@ class Software:
     remat: Remat | None = None
     zero: int = 0
     schedule: Schedule = "1f1b"
+    schedules: tuple[Schedule, ...] = SCHEDULES
     whole_batch: bool = True
+    rule: str = ""
+    kernels: str = ""
 
 
 MAXTEXT = Software(
@@ -55,6 +61,7 @@ MAXTEXT = Software(
     words="jax",
     axes=JAX_AXES,
     flops="active+causal",
+    rule="meshes set by hand",
 )
 LEVANTER = Software(
     Stack(
@@ -71,10 +78,35 @@ LEVANTER = Software(
     flops="6N+12LTD",
     remat="full",
 )
+# 2.5 TiB of state for 280e9 parameters: 16-bit weights and two 32-bit moments.
+GOPHER = Software(
+    Stack(
+        name="gopher",
+        overlap=_NOTHING_HIDES,
+        attention="unfused",
+        causal_skip=False,
+        param_bytes=2,
+        gradient_bytes=2,
+        adding_bytes=6,
+        reduce_bytes=2,
+        source="Gopher (arXiv:2112.11446) section 3.3: JAX's pmap on TPU v3; data and model parallelism inside pods,"
+        " GPipe's pipelines between them, partitioned optimizer state, rematerialization; no ZeRO stage 3. That nothing"
+        " hides is assumed",
+    ),
+    words="jax",
+    axes=("data", "tensor", "pipeline"),
+    flops="6N+12LTD",
+    remat="full",
+    zero=1,
+    schedule="gpipe",
+    schedules=("gpipe",),
+    whole_batch=False,
+    rule="pipelines suit networks between pods, since they send little (arXiv:2112.11446, section 3.3)",
+)
 LLM_FOUNDRY = Software(
     Stack(
         name="llm-foundry",
-        overlap=_NCCL_HIDES,
+        overlap=NCCL_HIDES,
         # Triton's kernel of FlashAttention 1: FlashAttention-2 (arXiv:2307.08691, figures 4, 5) is about 1.7 times as
         # fast.
         attention_speed=0.6,
@@ -92,9 +124,13 @@ LLM_FOUNDRY = Software(
 TORCHTITAN = Software(
     Stack(
         name="torchtitan",
-        overlap={**_NCCL_HIDES, "tensor": 0.0, "pipeline": 0.0},
+        # torchao's dynamic scaling reads a tensor for its largest value, and again to scale it (its own model of this
+        # traffic: torchao/testing/training/roofline_utils.py, get_tensor_memory_traffic_bytes).
+        narrowing=5,
+        overlap={**NCCL_HIDES, "tensor": 0.0, "pipeline": 0.0},
         gathers="layer",
-        logit_bytes=8,
+        # In 16 bits, in fp32, their log-softmax and its gradient: the loss is not compiled.
+        logit_bytes=14,
         overhead_bytes=_TORCH_OVERHEAD,
         source="torchtitan benchmarks: FSDP2 with bf16 gathers and fp32 reduction, torch.compile, SDPA; tensor"
         " parallelism waits unless it is asynchronous",
@@ -115,7 +151,9 @@ MEGATRON = Software(
         moments_bytes=12,
         sequence_parallel=False,
         elementwise=1.0,
-        balanced=False,
+        partition="equal",
+        expert_shares=False,
+        splits_sends=True,
         logit_bytes=10,
         overhead_bytes=_TORCH_OVERHEAD,
         source="Narayanan et al. 2021, Korthikanti et al. 2022: kernels fused by hand, scores in memory, no overlap",
@@ -124,6 +162,8 @@ MEGATRON = Software(
     axes=MEGATRON_AXES,
     flops="96Bslh^2",
     remat="full",
+    schedules=("1f1b", "interleaved"),  # In 2021 and 2022.
+    rule="tensor parallelism up to a node before stages (Narayanan et al. 2021, takeaway 1)",
     whole_batch=False,
 )
 MEGATRON_DEEPSPEED = replace(
@@ -131,14 +171,19 @@ MEGATRON_DEEPSPEED = replace(
     stack=replace(
         MEGATRON.stack,
         name="megatron-deepspeed",
-        balanced=True,
+        partition="slots",
+        keeps_sent=True,
         gradient_bytes=2,
+        adding_bytes=6,
         reduce_bytes=2,
         moments_bytes=16,
         overhead_bytes=_TORCH_OVERHEAD + 2e9,
         source="BLOOM, bigscience tr11: ZeRO 1 keeps fp32 gradients of its part beside master and moments, and two"
-        " buckets of 5e8 16-bit elements; embeddings count as layers",
+        " buckets of 5e8 16-bit elements; layers are dealt out as its chronicles say ('Rebalancing layers')."
+        " DeepSpeed's pipeline sends parts of activations from the devices of `tensor` (runtime/pipe/engine.py,"
+        " is_pipe_partitioned)",
     ),
+    schedules=("1f1b",),
 )
 # What Megatron was measured against: no model parallelism, 16-bit gathers and reductions beside compute.
 DEEPSPEED = replace(
@@ -146,12 +191,12 @@ DEEPSPEED = replace(
     stack=replace(
         MEGATRON.stack,
         name="deepspeed",
-        overlap={**_NOTHING_HIDES, "fsdp": 1.0},
-        gathers="layer",
+        overlap={**_NOTHING_HIDES, "fsdp": NCCL_HIDES["fsdp"]},
         reduce_bytes=2,
         gradient_bytes=2,
-        source="Narayanan et al. 2021, section 5.2: DeepSpeed ZeRO 3",
+        source="Narayanan et al. 2021, section 5.2: DeepSpeed ZeRO 3, integrated into Megatron: the same kernels",
     ),
+    kernels="megatron",
     axes=("data", "fsdp"),
 )
 MEGATRON_CORE = replace(
@@ -193,9 +238,17 @@ DEEPSEEK = Software(
         overlap=_ALL_HIDES,
         matmul_dtype="float8_e4m3fn",
         param_bytes=2,
+        expert_shares=False,
+        expert_nodes=4,
+        # 8 bits there, 16 back.
+        token_bytes=1.5,
+        keeps_latent=True,
+        kept_bytes=1,
         overhead_bytes=_TORCH_OVERHEAD,
         source="DeepSeek-V3 (arXiv:2412.19437) sections 3.2 and 3.3: DualPipe hides all communication; float8 products,"
-        " bf16 moments beside a fp32 master; norms and up-projections are computed again",
+        " whose operands are kept in 8 bits; bf16 moments beside a fp32 master; norms and up-projections are computed"
+        " again; ZeRO 1; a token goes to 4 nodes at most, to each once, over InfiniBand, and on over NVLink; tokens are"
+        " sent in 8 bits and results in 16",
     ),
     words="megatron",
     axes=MEGATRON_AXES,
@@ -203,6 +256,7 @@ DEEPSEEK = Software(
     remat="dots",
     zero=1,
     whole_batch=False,
+    rule="no tensor parallelism, 64 experts' devices over 8 nodes (arXiv:2412.19437, section 3.2)",
 )
 
 BY_PREFIX: Mapping[str, Software] = {
@@ -213,7 +267,7 @@ BY_PREFIX: Mapping[str, Software] = {
     "tt": TORCHTITAN,
     "sc21": MEGATRON,
     "kor": MEGATRON,
-    "mtnlg": MEGATRON,
+    "mtnlg": MEGATRON_DEEPSPEED,
     "megatron2020": MEGATRON,
     "meg": MEGATRON,
     "bloom": MEGATRON_DEEPSPEED,
@@ -223,11 +277,12 @@ BY_PREFIX: Mapping[str, Software] = {
 }
 # Words of an id and its source, where a prefix is new.
 BY_SOURCE = (
+    (r"gopher|rae et al", GOPHER),
     (r"maxtext|tpu-recipes|palm|t5x|pax", MAXTEXT),
     (r"levanter", LEVANTER),
     (r"llm-foundry|mosaic", LLM_FOUNDRY),
     (r"torchtitan", TORCHTITAN),
-    (r"bigscience|neox|deepspeed", MEGATRON_DEEPSPEED),
+    (r"bigscience|neox|deepspeed|mt-nlg|turing", MEGATRON_DEEPSPEED),
     (r"deepseek", DEEPSEEK),
     (r"llama.?3 paper|2407.21783|herd of models", LLAMA3),
     (r"megatron-core|mcore|nemo", MEGATRON_CORE),

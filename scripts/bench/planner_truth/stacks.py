@@ -4,8 +4,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 
-from jaxscale.planner import calibration
-from jaxscale.planner.stack import Stack
+from jaxscale.planner.costs import calibration
+from jaxscale.planner.vocabulary.stack import Stack
 from planner_truth.cases import Case
 from planner_truth.figures import DTYPES
 from planner_truth.meshes import given_mesh
@@ -15,6 +15,7 @@ from planner_truth.software import (
     DEEPSPEED,
     MAXTEXT,
     MEGATRON,
+    NCCL_HIDES,
     TORCHTITAN,
     Software,
 )
@@ -25,7 +26,12 @@ def software_of(case: Case) -> Software:
     software = BY_PREFIX.get(case.prefix) or _by_source(case)
     if software is MEGATRON and given_mesh(case.given).get("fsdp", 1) > 1:
         software = DEEPSPEED  # Megatron has no ZeRO 3: those rows are of what it is compared with.
-    stack = replace(software.stack, efficiency=stack_efficiency(software.stack.name))
+    name = software.stack.name
+    stack = replace(
+        software.stack,
+        efficiency=stack_efficiency(software.kernels or name),
+        gather_share=calibration.GATHER_SHARE.get(name, 1.0),
+    )
     return replace(software, stack=_as_run(stack, case))
 
 
@@ -37,8 +43,7 @@ def _by_source(case: Case) -> Software:
 
 def stack_efficiency(name: str) -> float:
     """The one constant of a software stack, a factor on its chip family's; 1 for one that was never calibrated."""
-    table: Mapping[str, float] = vars(calibration).get("STACK_EFFICIENCY", {})
-    return table.get(name, 1.0)
+    return calibration.STACK_EFFICIENCY.get(name, 1.0)
 
 
 def _as_run(stack: Stack, case: Case) -> Stack:
@@ -54,7 +59,10 @@ def _with_dtypes(stack: Stack, case: Case) -> Stack:
     names = ("fp8", "float8", "int8", "bf16", "fp16")
     kind = next((DTYPES[name] for name in names if name in words), stack.matmul_dtype)
     gather = 1.0 if re.search(r"(fp8|float8) all-?gather", words) else stack.gather_bytes
-    return replace(stack, matmul_dtype=kind, gather_bytes=gather)
+    # AQT adds up products of 8-bit integers in 32 bits, and that is what MaxText's `minimal` of 2024 keeps
+    # (`checkpoint_dots_with_no_batch_dims`; its other policies name 16-bit arrays).
+    wide = 2.0 if kind == "int8" and stack.name == "maxtext" else stack.wide_products
+    return replace(stack, matmul_dtype=kind, gather_bytes=gather, wide_products=wide)
 
 
 def _with_gradient_dtype(stack: Stack, case: Case) -> Stack:
@@ -63,7 +71,7 @@ def _with_gradient_dtype(stack: Stack, case: Case) -> Stack:
         return replace(stack, reduce_bytes=2)
     precision = str(case.given.get("precision", "")).lower()
     if stack.gradient_bytes == 2 and re.search("bf16 optimizer|fp32 grad", precision):
-        return replace(stack, gradient_bytes=6)
+        return replace(stack, gradient_bytes=6, adding_bytes=10)
     return stack
 
 
@@ -86,6 +94,8 @@ def _with_tensor_options(stack: Stack, case: Case) -> Stack:
         return replace(stack, overlap={**stack.overlap, "tensor": 1.0})
     if stack.name == "megatron":
         return replace(stack, sequence_parallel=_is_sequence_parallel(case))
+    if stack.name == "maxtext" and "gpu" in str(case.given.get("hw", "")):
+        return replace(stack, overlap={**NCCL_HIDES, "tensor": 0.0, "tokens": 0.0})
     if stack.name == "maxtext" and "v4" in str(case.given.get("hw", "")):
         return replace(
             stack, attention="unfused", causal_skip=False

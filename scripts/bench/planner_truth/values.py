@@ -27,7 +27,15 @@ class Chosen:
     why: str
 
 
-Predicted = float | bool | str | Symbolic | Claim | Chosen | Mapping[str, float]
+@dataclass(frozen=True)
+class Explained:
+    """A number with what it is made of, in words."""
+
+    value: float
+    why: str
+
+
+Predicted = float | bool | str | Symbolic | Claim | Chosen | Explained | Mapping[str, float]
 
 
 def plain(value: Predicted) -> object:
@@ -36,4 +44,4 @@ def plain(value: Predicted) -> object:
         return value.text
     if isinstance(value, Claim):
         return value.words
-    return value.value if isinstance(value, Chosen) else value
+    return value.value if isinstance(value, Chosen | Explained) else value
