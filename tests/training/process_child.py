@@ -7,10 +7,12 @@ import jax
 
 
 def join(process: int, count: int, port: int) -> None:
-    """Before anything asks for devices."""
-    if count > 1:
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize(f"localhost:{port}", count, process)
+    """Before anything asks for devices.
+
+    One process takes gloo too: XLA's own collectives inside a process add in another order.
+    """
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(f"localhost:{port}", count, process)
 
 
 def main(config: str, run_dir: str, *overrides: str) -> int:

@@ -86,7 +86,7 @@ def test_two_processes_hold_two_stages_each(tmp_path: Path) -> None:
         *COMMON,
         "plan.pipeline=4",
         "plan.microbatches=4",
-        "training.steps=2",
+        "training.steps=4",
         "training.sample_tokens=0",
     ]
     assert not run_processes(1, config, tmp_path / "one", plan)
