@@ -28,7 +28,8 @@ from pathlib import Path
 from random import Random
 from typing import Any, Self
 
-from fuzz_cases import Case, Where, known_keys, make_case
+from fuzz_cases import Case, Where, make_case
+from fuzz_mutations import known_keys
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 120.0

@@ -1,17 +1,13 @@
 """What the fuzzer tries: configurations that are nearly right, files that are hardly YAML, lines full of mistakes."""
 
-import functools
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import yaml
-from fuzz_values import CLUSTERS, EVIL, PLAUSIBLE
-
-Tree = dict[str, Any]
+from fuzz_mutations import Tree, cluster_file, mutate, overrides, word
+from fuzz_values import CLUSTERS
 
 
 @dataclass
@@ -81,24 +77,24 @@ def _show(random: Random, where: Where) -> Case:
 def _describe(random: Random, where: Where) -> Case:
     case = _configured(random, where, ["describe"])
     if random.random() < 0.4:
-        case.arguments += random.choice([["--json"], ["--sequence-length", _word(random)]])
+        case.arguments += random.choice([["--json"], ["--sequence-length", word(random)]])
     return case
 
 
 def _plan(random: Random, where: Where) -> Case:
     if random.random() < 0.4:
         model = random.choice(sorted((where.root / "configs/models").glob("*.yaml")))
-        case = Case(["plan", str(model), *_overrides(random)])
+        case = Case(["plan", str(model), *overrides(random)])
     else:
         case = _configured(random, where, ["plan"])
     case.arguments += ["--on", random.choice(CLUSTERS[:9] if random.random() < 0.7 else CLUSTERS)]
-    case.files["cluster.yaml"] = _cluster_file(random, where)
+    case.files["cluster.yaml"] = cluster_file(random, where.root)
     options = (
         ["--json"],
-        ["--batch", _word(random)],
-        ["--seq", _word(random)],
-        ["--top", _word(random)],
-        ["--show", _word(random)],
+        ["--batch", word(random)],
+        ["--seq", word(random)],
+        ["--top", word(random)],
+        ["--show", word(random)],
         ["--formulas"],
         ["--executable"],
         [
@@ -108,7 +104,7 @@ def _plan(random: Random, where: Where) -> Case:
             ),
         ],
         ["--why", random.choice(["1", "2", "0", "fsdp=2", "x", ""])],
-        ["--devices", _word(random)],
+        ["--devices", word(random)],
         [
             "--what-if",
             random.choice(["hbm=141GiB", "hbm=", "x=1", "hbm=-1GiB", "hbm=0", "=", "hbm=nanGiB"]),
@@ -166,89 +162,25 @@ def _text(random: Random, where: Where) -> Case:
     return Case([*command, "config.yaml"], {"config.yaml": content})
 
 
+COMMANDS = (
+    *("status", "describe", "plan", "train", "eval", "generate", "export", "config show"),
+    *("config schema", "data inspect", "data prepare", "import hf", "checkpoint list"),
+    *("checkpoint verify", "checkpoint copy", "checkpoint prune", "import", "checkpoint"),
+    *("data", "config", "nope", "--version", "--help", "dashboard none", "launch"),
+)
+WORDS = (
+    *("config.yaml", "none.yaml", ".", "/", "", "run", "run/checkpoints", "--json", "--help"),
+    *("-h", "--step", "-1", "--nope", "--", "-", "\u00e9", "a=b", "training.steps=1"),
+    *("training.steps", "=", "..", "--run-dir", "x" * 3000, "--to", "hf", "stablehlo"),
+    *("--step=3", "--prompt", "--text", "--from", "0", "1e9", "--on", "cpu:2", "/dev/null"),
+)
+
+
 def _line(random: Random, where: Where) -> Case:
     """A command with arguments from anywhere."""
-    commands = (
-        *(
-            ["status"],
-            ["describe"],
-            ["plan"],
-            ["train"],
-            ["eval"],
-            ["generate"],
-            ["export"],
-            ["config", "show"],
-        ),
-        *(
-            ["config", "schema"],
-            ["data", "inspect"],
-            ["data", "prepare"],
-            ["import", "hf"],
-            ["checkpoint", "list"],
-        ),
-        *(
-            ["checkpoint", "verify"],
-            ["checkpoint", "copy"],
-            ["checkpoint", "prune"],
-            ["import"],
-            ["checkpoint"],
-        ),
-        *(
-            ["data"],
-            ["config"],
-            ["nope"],
-            ["--version"],
-            ["--help"],
-            ["dashboard", "none"],
-            ["launch"],
-        ),
-    )
-    words = (
-        *(
-            "config.yaml",
-            "none.yaml",
-            ".",
-            "/",
-            "",
-            "run",
-            "run/checkpoints",
-            "--json",
-            "--help",
-            "-h",
-            "--step",
-            "-1",
-        ),
-        *(
-            "--nope",
-            "--",
-            "-",
-            "\u00e9",
-            "a=b",
-            "training.steps=1",
-            "training.steps",
-            "=",
-            "..",
-            "--run-dir",
-            "x" * 3000,
-        ),
-        *(
-            "--to",
-            "hf",
-            "stablehlo",
-            "--step=3",
-            "--prompt",
-            "--text",
-            "--from",
-            "0",
-            "1e9",
-            "--on",
-            "cpu:2",
-            "/dev/null",
-        ),
-    )
-    chosen = [random.choice(words) for _ in range(random.randrange(5))]
+    chosen = [random.choice(WORDS) for _ in range(random.randrange(5))]
     files = {"config.yaml": yaml.safe_dump(tiny(where.store)).encode()}
-    return Case([*random.choice(commands), *chosen], files)
+    return Case([*random.choice(COMMANDS).split(), *chosen], files)
 
 
 def _launch(random: Random, where: Where) -> Case:
@@ -259,8 +191,8 @@ def _launch(random: Random, where: Where) -> Case:
         random, where, ["launch", target, *names], mutations=random.choice([0, 0, 1])
     )
     options = (
-        ["-n", _word(random)],
-        ["--nodes", _word(random)],
+        ["-n", word(random)],
+        ["--nodes", word(random)],
         ["--hosts", random.choice(["hosts", "none", "config.yaml", "/"])],
         ["--zone", random.choice(["us-central2-b", "", "-x"])],
         ["--image", random.choice(["me/image:1", "", "a b"])],
@@ -285,143 +217,10 @@ def _configured(
 ) -> Case:
     tree = tiny(where.store)
     for _ in range(random.choice([1, 1, 1, 2, 3]) if mutations is None else mutations):
-        _mutate(random, tree)
+        mutate(random, tree)
     text = yaml.safe_dump(tree, allow_unicode=True)
-    overrides = _overrides(random) if random.random() < 0.3 else []
+    given = overrides(random) if random.random() < 0.3 else []
     return Case(
-        [*command, "config.yaml", *overrides],
+        [*command, "config.yaml", *given],
         {"config.yaml": text.encode(errors="surrogateescape")},
     )
-
-
-def _mutate(random: Random, tree: Tree) -> None:
-    """Change one thing, anywhere: a value, a key, a section, or a key that exists and was not given."""
-    kind = random.random()
-    if kind < 0.8:
-        key = random.choice(leaves())
-        _set(tree, key, _value_for(random, key))
-        return
-    parent, key = random.choice(list(_places(tree)))
-    if kind < 0.9:
-        parent[key] = _value(random)
-    elif kind < 0.94:
-        del parent[key]
-    else:
-        parent[_misspelt(random, str(key))] = parent.pop(key)
-
-
-def _value(random: Random) -> Any:
-    return deepcopy(random.choice(EVIL if random.random() < 0.6 else PLAUSIBLE))
-
-
-def _misspelt(random: Random, key: str) -> str:
-    where = random.randrange(len(key))
-    return random.choice(
-        [key[:where] + key[where + 1 :], key + "s", key.upper(), key[::-1], f"{key}.x", ""]
-    )
-
-
-def _places(tree: Tree) -> list[tuple[Tree, Any]]:
-    found: list[tuple[Tree, Any]] = []
-    for key, value in tree.items():
-        found.append((tree, key))
-        if isinstance(value, dict):
-            found += _places(value)
-    return found
-
-
-def _set(tree: Tree, path: Sequence[str], value: Any) -> None:
-    for part in path[:-1]:
-        inner = tree.get(part)
-        if not isinstance(inner, dict):
-            inner = tree[part] = {}
-        tree = inner
-    tree[path[-1]] = value
-
-
-@functools.cache
-def known_keys() -> dict[tuple[str, ...], Tree]:
-    """Every key of the configuration with what its own schema says of it."""
-    from jaxscale.config.text import schema
-
-    found: dict[tuple[str, ...], Tree] = {}
-    full = schema()
-
-    def walk(node: Tree, path: tuple[str, ...]) -> None:
-        if "$ref" in node:
-            walk(full["$defs"][node["$ref"].rsplit("/", 1)[1]], path)
-        for form in (*node.get("anyOf", ()), *node.get("oneOf", ())):
-            walk(form, path)
-        for name, inner in node.get("properties", {}).items():
-            found[*path, name] = inner
-            walk(inner, (*path, name))
-
-    walk(full, ())
-    return found
-
-
-@functools.cache
-def leaves() -> list[tuple[str, ...]]:
-    """Keys that hold a value and no other keys."""
-    keys = known_keys()
-    inner = {key[:end] for key in keys for end in range(len(key))}
-    return sorted(set(keys) - inner)
-
-
-def _value_for(random: Random, key: tuple[str, ...]) -> Any:
-    """A value of a key: mostly of its kind, so that more is asked than whether kinds are checked."""
-    forms = known_keys().get(key, {})
-    kinds = [forms, *forms.get("anyOf", ())]
-    choices = [value for form in kinds for value in form.get("enum", [])]
-    for form in kinds:
-        choices += _OF_KIND.get(form.get("type", ""), [])
-    return _value(random) if not choices or random.random() < 0.15 else random.choice(choices)
-
-
-# Small ones, that a tiny run could do with.
-_OF_KIND: dict[str, list[Any]] = {
-    "integer": [0, 1, 1, 2, 2, 3, 4, 4, 5, 6, 8, 8, 12, 16, 32, 64, 300],
-    "number": [0.0, 0.1, 0.25, 0.5, 0.9, 0.999, 1.0, 1.5, 10.0, 1e-3, 1e-8],
-    "boolean": [True, False],
-    "null": [None],
-    "array": [[], ["a"], [1, 1], [2], [0.5, 0.5]],
-    "object": [{}, {"attention": "reference"}, {"mlp": "tensor"}, {"name": "lion"}],
-}
-
-
-def _overrides(random: Random) -> list[str]:
-    keys = [".".join(path) for path in leaves()]
-    forms: Sequence[Callable[[], str]] = (
-        lambda: _override(random, random.choice(keys)),
-        lambda: _override(random, random.choice(keys)),
-        lambda: (
-            f"{random.choice(keys)}={random.choice(['[', '{', '*x', '&x', '!!python/name:os.system', '- -', '%'])}"
-        ),
-        lambda: f"{_misspelt(random, random.choice(keys))}=1",
-        lambda: f"{random.choice(keys)}.x=1",
-        lambda: random.choice(
-            ["", "=", "a", ".=1", "a..b=1", "=x", "model", "training.steps==3", " = "]
-        ),
-    )
-    return [random.choice(forms)().replace("\x00", "") for _ in range(random.randrange(4))]
-
-
-def _override(random: Random, key: str) -> str:
-    value = _value_for(random, tuple(key.split(".")))
-    return f"{key}={yaml.safe_dump(value, default_flow_style=True)[:3000].removesuffix('...' + chr(10)).strip()}"
-
-
-def _word(random: Random) -> str:
-    return random.choice(
-        ["0", "1", "2", "3", "8", "1024", "-1", "x", "", "1e3", "99999999999999999999", "2.5"]
-    )
-
-
-def _cluster_file(random: Random, where: Where) -> bytes:
-    tree = yaml.safe_load(
-        random.choice(sorted((where.root / "configs/clusters").glob("*.yaml"))).read_text()
-    )
-    for _ in range(random.choice([0, 1, 1, 2])):
-        parent, key = random.choice(list(_places(tree)))
-        parent[key] = _value(random)
-    return yaml.safe_dump(tree, allow_unicode=True).encode(errors="replace")
