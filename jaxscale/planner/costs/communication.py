@@ -41,18 +41,19 @@ from jaxscale.planner.vocabulary.terms import Term
 
 # Axes that parameters are gathered over, outermost first: each gathers what the ones before have gathered.
 GATHERED = ("fsdp", "expert", "context")
-GRADIENTS, KEYS_AND_VALUES, TOKENS = (
+GRADIENTS, CONTEXT_GRADIENTS, KEYS_AND_VALUES, TOKENS = (
     "gradients over data",
+    "gradients over context",
     "keys and values over context",
     "tokens over expert",
 )
 # Under which name a stack says how much of a collective it overlaps, where that is not its axis.
-OVERLAP_KEYS = {KEYS_AND_VALUES: "keys", TOKENS: "tokens"}
+OVERLAP_KEYS = {KEYS_AND_VALUES: "keys", TOKENS: "tokens", CONTEXT_GRADIENTS: "data"}
 
 
 def gathered_axes(stack: Stack) -> tuple[str, ...]:
     """Those that the stack gathers parameters over."""
-    return tuple(axis for axis in GATHERED if axis != "expert" or stack.expert_shares)
+    return tuple(axis for axis in GATHERED if axis not in stack.whole_axes)
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,10 @@ def communication_terms(
         context_term(shape, sizes, stack, passes),
         _pipeline(shape, sizes, stack),
     ]
-    if shape.experts is not None and not stack.expert_shares:
-        terms.append(_over_expert(groups, sizes, stack))
+    if shape.experts is not None and "expert" in stack.whole_axes:
+        terms.append(_repeated("expert", groups, sizes, stack))
+    if "context" in stack.whole_axes:
+        terms.append(_repeated("context", groups, sizes, stack))
     if shape.experts is not None:
         terms.append(expert_term(shape, shape.experts.per_token, sizes, stack, remat, passes))
     return hide(terms, stack, compute)
@@ -94,7 +97,8 @@ def hide(terms: Sequence[Term], stack: Stack, compute: Compute) -> list[Term]:
     """
     left, hidden_terms = compute.all, []
     for term in terms:
-        window = smaller(compute.last_backward, left) if term.component == GRADIENTS else left
+        is_last = term.component in {GRADIENTS, CONTEXT_GRADIENTS}
+        window = smaller(compute.last_backward, left) if is_last else left
         share = Number(stack.overlap.get(OVERLAP_KEYS.get(term.component, term.axis or ""), 0.0))
         hidden = smaller(share * term.amount, window)
         left = Named(left - hidden, "s of compute left")
@@ -215,13 +219,13 @@ def _data(groups: Sequence[ParameterGroup], sizes: Sizes, stack: Stack) -> Term:
     return axis_term(GRADIENTS, "data", sizes, seconds, 2 * volume)
 
 
-def _over_expert(groups: Sequence[ParameterGroup], sizes: Sizes, stack: Stack) -> Term:
-    """Gradients of what every device of `expert` has."""
-    shared = [group for group in groups if not group.routed]
-    elements = local_elements(shared, sizes.mesh, ("tensor", *GATHERED))
+def _repeated(axis: str, groups: Sequence[ParameterGroup], sizes: Sizes, stack: Stack) -> Term:
+    """Gradients of what every device of an axis has."""
+    same = [group for group in groups if axis != "expert" or not group.routed]
+    elements = local_elements(same, sizes.mesh, ("tensor", *GATHERED))
     volume = Named(elements * stack.reduce_bytes, "B of gradients")
-    seconds = reduce_seconds(volume, "expert")
-    return axis_term("gradients over expert", "expert", sizes, seconds, 2 * volume)
+    seconds = reduce_seconds(volume, axis)
+    return axis_term(f"gradients over {axis}", axis, sizes, seconds, 2 * volume)
 
 
 def context_term(shape: ModelShape, sizes: Sizes, stack: Stack, passes: Formula) -> Term:

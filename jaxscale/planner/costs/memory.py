@@ -53,7 +53,7 @@ def state_terms(
     """Parameters, optimizer and gradients; ZeRO stages 1 and 2 split the optimizer, then gradients, over `data` too."""
     local = Named(local_elements(groups, sizes.mesh, SHARDED), "parameters here")
     of_state = Named(optimizer_elements(groups, sizes, stack, zero), "parameters here")
-    of_gradients = local / sizes.mesh.data if zero >= 2 else local
+    of_gradients = _over_repeats(local, sizes, stack) / sizes.mesh.data if zero >= 2 else local
     # The gradients of one pass stand beside their sum.
     again = if_less(1, sizes.mesh.microbatches, 2, 1) if stack.adds_apart else Number(1)
     copies = Named(again, "of them")
@@ -67,14 +67,21 @@ def state_terms(
 def optimizer_elements(
     groups: Sequence[ParameterGroup], sizes: Sizes, stack: Stack, zero: ZeroStage
 ) -> Formula:
-    """Parameters whose optimizer state a device has: those that every device of `expert` has are split over it too."""
+    """Parameters whose optimizer state a device has: what every device of an axis has is split over it too."""
     if stack.expert_shares or not zero:
-        return over_data(local_elements(groups, sizes.mesh, SHARDED), sizes, zero)
-    routed, shared = (
-        local_elements([one for one in groups if one.routed == is_routed], sizes.mesh, SHARDED)
-        for is_routed in (True, False)
-    )
-    return over_data(routed + shared / sizes.mesh.expert, sizes, zero)
+        whole = local_elements(groups, sizes.mesh, SHARDED)
+    else:
+        routed, shared = (
+            local_elements([one for one in groups if one.routed == is_routed], sizes.mesh, SHARDED)
+            for is_routed in (True, False)
+        )
+        whole = routed + shared / sizes.mesh.expert
+    return over_data(_over_repeats(whole, sizes, stack) if zero else whole, sizes, zero)
+
+
+def _over_repeats(elements: Formula, sizes: Sizes, stack: Stack) -> Formula:
+    """Split over `context`, where every device of it has the parameters."""
+    return elements if stack.context_shares else elements / sizes.mesh.context
 
 
 def over_data(elements: Formula, sizes: Sizes, zero: ZeroStage) -> Formula:
@@ -129,7 +136,9 @@ def logit_bytes(shape: ModelShape, sizes: Sizes, stack: Stack) -> Formula:
 def _gathered(groups: Sequence[ParameterGroup], sizes: Sizes, stack: Stack) -> Term:
     """What is whole over `fsdp` at one time: the unit in use and the next, and the gradient of one; or the head's
     table."""
-    shards = sizes.mesh.fsdp * sizes.mesh.context
+    shards = sizes.mesh.fsdp
+    if stack.context_shares:
+        shards = shards * sizes.mesh.context
     if stack.expert_shares:
         shards = shards * sizes.mesh.expert
     unit = (

@@ -77,13 +77,21 @@ def kept_bytes(shape: ModelShape, sizes: Sizes, stack: Stack, remat: Remat) -> F
             attention = _latent_bytes(shape.latent, stack) + Number(result, "B") / split
         if remat == "dots" and stack.kept_bytes:
             inner = inner * Number(stack.kept_bytes / stack.compute_bytes, "narrower")
-        kept = stream + attention + results * inner
+        kept = attention + results * inner
+        if not shape.parallel:
+            kept = stream + kept  # What attention gave, which the MLP's input is made of.
         if remat == "dots" and stack.wide_products != 1:
             kept = kept * Number(stack.wide_products, "wider")
         return tokens * (stream + kept)
     plain = layer_bytes(shape, sizes, stack) + tokens * (
         stack.plain_streams * stream + stack.plain_mlp * inner
     )
+    if stack.kept_bytes:
+        # Both normalized inputs and the input of the last product; the result of attention is kept in both widths.
+        narrow = stack.kept_bytes / stack.compute_bytes
+        operands = 2 * stream + inner
+        copy = Number(shape.heads * head_widths(shape)[1] * stack.kept_bytes, "B narrow") / split
+        plain = plain - tokens * ((1 - narrow) * operands - copy)
     return plain if remat == "attention" else plain + score_bytes(shape, sizes, stack)
 
 
@@ -101,7 +109,9 @@ def layer_bytes(shape: ModelShape, sizes: Sizes, stack: Stack) -> Formula:
     split = sizes.mesh.tensor
     attention = Number(attention_bytes(shape, stack), "B of attention") / split
     inner = Number(mlp_width(shape) * stack.compute_bytes, "B of mlp") / split
-    arrays = stack.kept_streams * stream + attention + shape.mlp_products * inner
+    # One norm has one input and one result less.
+    streams = stack.kept_streams - 2 * shape.parallel
+    arrays = streams * stream + attention + shape.mlp_products * inner
     return sizes.tokens * arrays
 
 

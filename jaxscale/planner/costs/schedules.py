@@ -81,5 +81,6 @@ def microbatches_in_flight(schedule: Schedule, mesh: Mesh) -> Formula:
         return mesh.microbatches
     deep = smaller(mesh.pipeline, mesh.microbatches)
     if schedule == "interleaved":
-        return deep * (1 + (mesh.pipeline - 1) / (mesh.pipeline * mesh.virtual_stages))
+        turns = 1 + (mesh.pipeline - 1) / (mesh.pipeline * mesh.virtual_stages)
+        return smaller(deep * turns, mesh.microbatches)
     return deep

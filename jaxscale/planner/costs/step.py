@@ -18,7 +18,7 @@ from jaxscale.planner.costs.schedules import bubble_seconds, other_stages, slowe
 from jaxscale.planner.model.parameters import (
     ParameterGroup,
     local_elements,
-    whole_over_expert,
+    whole_over,
 )
 from jaxscale.planner.model.shape import ModelShape
 from jaxscale.planner.model.sizes import Sizes, mesh_columns, sizes_of
@@ -60,7 +60,7 @@ def costs(
     choice: Choice,
 ) -> Costs:
     shape = workload.shape
-    groups = groups if stack.expert_shares else whole_over_expert(groups)
+    groups = whole_over(stack.whole_axes, groups)
     sizes = sizes_of(workload, mesh_columns(), sequence_parallel=stack.sequence_parallel)
     speeds = speeds_of(cluster, stack, efficiency)
     if stack.lockstep and choice.schedule != "none":

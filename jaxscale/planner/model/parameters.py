@@ -64,10 +64,10 @@ def parameter_groups(shape: ModelShape) -> tuple[ParameterGroup, ...]:
     )
 
 
-def whole_over_expert(groups: Sequence[ParameterGroup]) -> tuple[ParameterGroup, ...]:
-    """The same, where only experts are divided over `expert`."""
+def whole_over(axes: Sequence[str], groups: Sequence[ParameterGroup]) -> tuple[ParameterGroup, ...]:
+    """The same, where nothing but experts (over `expert`) is divided over those axes."""
     return tuple(
-        replace(group, split=tuple(axis for axis in group.split if axis != "expert"))
+        replace(group, split=tuple(axis for axis in group.split if axis not in axes))
         for group in groups
     )
 

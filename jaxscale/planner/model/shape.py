@@ -35,6 +35,8 @@ class ModelShape:
 
     windows: tokens a query sees in each layer of one period (None: all before it).
     norm_scales: scale (and bias) vectors of width `embed` in a layer. biases: elements of bias vectors in a layer.
+    parallel: attention and MLP read one normalized input, and what they give is added up at once (PaLM,
+    arXiv:2204.02311, section 2).
     """
 
     name: str
@@ -53,3 +55,4 @@ class ModelShape:
     biases: int = 0
     experts: Experts | None = None
     latent: LatentAttention | None = None
+    parallel: bool = False

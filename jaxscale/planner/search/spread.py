@@ -21,9 +21,10 @@ def default_spread(cluster: Cluster, mesh: Mapping[str, int]) -> Spread:
     Raises UserError where the axis sizes cannot be laid over the dims.
     """
     free = [dim.size for dim in cluster.dims]
+    fast = sum(not dim.slow for dim in cluster.dims)
     spread: Spread = {}
     for axis in reversed(AXES):
-        spread[axis] = _take(mesh.get(axis, 1), free)
+        spread[axis] = _take(mesh.get(axis, 1), free, fast)
         free = [left // taken for left, taken in zip(free, spread[axis], strict=True)]
     laid = all(math.prod(spread[axis]) == mesh.get(axis, 1) for axis in spread)
     if laid and math.prod(free) == 1:
@@ -78,9 +79,9 @@ def factors_of(size: int, free: Factors) -> tuple[Factors, ...]:
     )
 
 
-def _take(size: int, free: list[int]) -> Factors:
-    """A whole dim of just this size if there is one, else from the innermost on what divides."""
-    if size in free:
+def _take(size: int, free: list[int], fast: int) -> Factors:
+    """A whole dim of just this size if there is one among the first `fast`, else from the innermost on what divides."""
+    if size in free[:fast]:
         return tuple(size if index == free.index(size) else 1 for index in range(len(free)))
     taken = []
     for left in free:

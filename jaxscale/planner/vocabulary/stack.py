@@ -46,6 +46,7 @@ class Stack:
     layer gathers the residual stream over `tensor`, both passes together. input_gradients: how many sums over `tensor`
     the gradients of a layer's two normalized inputs take. expert_shares: parameters that are no experts are split over
     `expert`, too, and gathered; else each of its devices has them, and their gradients are summed once a step.
+    context_shares: the same of all parameters over `context`.
     expert_nodes: to how many nodes a token goes at most, to each once, and on to its experts inside (0: a copy for
     each expert). token_bytes: of an element of a token on its way to its experts and back, mean of both. table_sums:
     gradients of the embedding and the head are summed whole over the axes that share them.
@@ -95,6 +96,7 @@ class Stack:
     tensor_gathers: float = 6
     input_gradients: int = 2
     expert_shares: bool = True
+    context_shares: bool = True
     expert_nodes: int = 0
     token_bytes: float = 2
     table_sums: bool = False
@@ -107,3 +109,9 @@ class Stack:
     overhead_bytes: float = 0
     host_seconds: float = 0
     source: str = ""
+
+    @property
+    def whole_axes(self) -> tuple[str, ...]:
+        """Axes over which parameters are repeated that others would split over them."""
+        shares = {"expert": self.expert_shares, "context": self.context_shares}
+        return tuple(axis for axis, is_shared in shares.items() if not is_shared)

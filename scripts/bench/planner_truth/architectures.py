@@ -81,6 +81,11 @@ ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
     },
 }  # fmt: skip
 
+# Families whose attention and MLP read one normalized input: MaxText's own models of 2023 (MaxText/layers/models.py at
+# 76bd53b0f, DecoderLayer), PaLM (arXiv:2204.02311, section 2), GPT-J and GPT-NeoX (arXiv:2204.06745, section 2.1),
+# Falcon (arXiv:2311.16867, section 3).
+PARALLEL = ("maxtext-", "palm", "gptneox", "gpt-j", "falcon")
+
 # Patterns of local and global attention by family; a file's entry may leave them out.
 WINDOWS: Mapping[str, tuple[int | None, ...]] = {
     "gemma3": (1024, 1024, 1024, 1024, 1024, None),

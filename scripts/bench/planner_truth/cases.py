@@ -1,6 +1,7 @@
 """The file of cases, as typed data."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,19 @@ class Unsupported(Exception):
 
 # What reading a field of an unforeseen form raises. One odd case must not end the evaluation of all others: it is
 # listed with the error as its reason, and counts as a miss.
-ODD = (Unsupported, UserError, ArithmeticError, LookupError, TypeError, ValueError, StopIteration)
+ODD = (
+    Unsupported,
+    UserError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+    StopIteration,
+)
+_WHOLE = re.compile(r"[+-]?(\d{1,3}(,\d{3})+|\d+)")
+_DECIMAL = re.compile(r"[+-]?(\d+\.\d*|\.?\d+)(e[+-]?\d+)?", re.IGNORECASE)
+_EXACT = 2**53
 
 
 def reason_of(error: Exception) -> str:
@@ -55,23 +68,53 @@ class CaseFile:
 
 
 def load_cases(path: Path) -> CaseFile:
+    """Raises ValueError where the file is not a block with `cases`, each a block."""
     document = json.loads(path.read_text())
+    rows = document.get("cases") if isinstance(document, Mapping) else None
+    if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
+        raise ValueError("no list of cases under `cases`")
     return CaseFile(
-        cases=tuple(_case(entry) for entry in document["cases"]),
-        models=document.get("models", {}),
-        hardware=document.get("hardware", {}),
+        cases=tuple(_case(row, number) for number, row in enumerate(rows)),
+        models=document.get("models") or {},
+        hardware=document.get("hardware") or {},
     )
 
 
-def _case(entry: Json) -> Case:
+def _case(entry: Json, number: int) -> Case:
     return Case(
-        id=entry["id"],
-        kind=entry["kind"],
-        given=entry.get("given", {}),
-        expected=entry.get("expected", {}),
-        tolerance=entry.get("tolerance") or {},
-        source=entry.get("source", ""),
-        note=entry.get("note") or "",
-        use=entry.get("use") or "",
-        flops_convention=entry.get("flops_convention") or "",
+        id=str(entry.get("id", f"row{number}")),
+        kind=str(entry.get("kind", "")),
+        given=_block(normalised(entry.get("given"))),
+        expected=_block(entry.get("expected")),
+        tolerance=_block(normalised(entry.get("tolerance"))),
+        source=str(entry.get("source") or ""),
+        note=str(entry.get("note") or ""),
+        use=str(entry.get("use") or ""),
+        flops_convention=str(entry.get("flops_convention") or ""),
     )
+
+
+def _block(value: Any) -> Json:
+    return value if isinstance(value, Mapping) else {}
+
+
+def normalised(value: Any) -> Any:
+    """The same with numbers as numbers: "8192", "8,192" and 8192.0 are 8192; "true" is true."""
+    if isinstance(value, Mapping):
+        return {str(name): normalised(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [normalised(inner) for inner in value]
+    if isinstance(value, str):
+        return _spelled(value)
+    if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
+        return int(value)
+    return value
+
+
+def _spelled(text: str) -> Any:
+    words = text.strip()
+    if words.lower() in {"true", "false"}:
+        return words.lower() == "true"
+    if _WHOLE.fullmatch(words):
+        return int(words.replace(",", ""))
+    return float(words) if _DECIMAL.fullmatch(words) else text

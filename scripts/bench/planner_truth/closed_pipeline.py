@@ -16,7 +16,11 @@ _ZERO_BUBBLE = {
     "TW": lambda values: values["W"], "T_W": lambda values: values["W"],
     "PP": lambda values: values["p"], "F&B": lambda values: values["FB"],
 }  # fmt: skip
-_STAGES = {"PP": lambda values: values["p"], "M": lambda values: values["m"]}
+_STAGES = {
+    "PP": lambda values: values["p"],
+    "M": lambda values: values["m"],
+    "V": lambda values: values.get("v", 1.0),
+}
 _SCHEDULES: tuple[tuple[str, forms.Schedule], ...] = (
     (r"dualpipe", "dualpipe"),
     (r"v-?half", "v-half"),

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from jaxscale.errors import UserError
@@ -18,7 +19,7 @@ from planner_truth.meshes import given_mesh
 TPUS: Mapping[str, TpuFamily] = {family.name: family for family in FAMILIES}
 # Spellings in print -> the catalogue's name, the more special first.
 _GPUS = (
-    (r"a100.?40|40.?gb.*a100", "a100-40"),
+    (r"a100\W?(sxm\d?\W?)?_?40|40.?gb.*a100", "a100-40"),
     (r"a100", "a100"),
     (r"gb200", "gb200"),
     (r"b200", "b200"),
@@ -26,6 +27,7 @@ _GPUS = (
     (r"h800", "h800"),
     (r"h100", "h100"),
 )
+_TPU_NAMES = ((r"ironwood|tpu7x", "v7x"), (r"trillium", "v6e"), (r"v5.?lite", "v5e"))
 # Machines that a source names without saying so in `hw`.
 _MACHINES = ((r"gpu/a3/|\ba3\b", "a3-highgpu-8g"), (r"\ba3.?mega", "a3-megagpu-8g"))
 
@@ -45,10 +47,10 @@ def _home(source: str) -> str:
 
 def tpu_family(text: str) -> TpuFamily | None:
     """The TPU generation that a text such as `tpu.v4p`, `tpu.v3-256` or `v6e DCN` names."""
-    match = re.search(r"\b(v\d[a-z]?)", text.lower())
-    if match is None:
-        return TPUS["v7x"] if re.search(r"ironwood|tpu7x", text.lower()) else None
-    name = match.group(1)
+    lowered = text.lower()
+    nicknamed = next((name for words, name in _TPU_NAMES if re.search(words, lowered)), None)
+    match = re.search(r"(?<![a-z0-9])(v\d[a-z]?)", lowered)
+    name = nicknamed or (match.group(1) if match else "")
     return TPUS.get({"v4p": "v4", "v7": "v7x"}.get(name, name))
 
 
@@ -86,7 +88,7 @@ def num_chips(case: Case) -> int:
 
 def _chips_of_name(hw: str) -> int:
     """`v3-256`, `v5p-1024`: names of generations with two cores a chip count cores."""
-    family, match = tpu_family(hw), re.search(r"v\d[a-z]?-(\d+)", hw.lower())
+    family, match = tpu_family(hw), re.search(r"v\d[a-z]*-(\d+)", hw.lower())
     return int(match.group(1)) // family.cores if family and match else 0
 
 
@@ -100,19 +102,41 @@ def clusters_of(case: Case) -> Iterator[Cluster]:
         return
     gpu = gpu_family(hw or _home(case.source), case.source)
     if gpu is None:
-        raise Unsupported(f"no cluster of the catalogue is meant by hw {hw!r}")
-    yield _parsed(gpu_name(gpu, chips))
+        known = ", ".join([*TPUS, *(name for _, name in _GPUS)])
+        raise Unsupported(f"no cluster of the catalogue is meant by hw {hw!r}; it has {known}")
+    cluster = _parsed(gpu_name(gpu, chips, _number(case.given.get("nodes"))))
+    yield _with_egress(cluster, case.given.get("node_egress"))
 
 
-def gpu_name(family: GpuFamily, chips: int) -> str:
-    if chips < family.node:
+def _with_egress(cluster: Cluster, egress: Any) -> Cluster:
+    """egress: bytes/s that a node sends, of all its GPUs together, where a case says so."""
+    if not egress or not cluster.dims or not cluster.dims[-1].slow:
+        return cluster
+    *inner, network = cluster.dims
+    each = float(egress) / math.prod(dim.size for dim in inner)
+    return replace(cluster, dims=(*inner, replace(network, bandwidth=each)))
+
+
+def gpu_name(family: GpuFamily, chips: int, nodes: int = 0) -> str:
+    """nodes: as many as are said, each with fewer GPUs than the family's have; 0: as few as it takes."""
+    node = _per_node(family, chips, nodes)
+    if chips < node:
         return f"{family.name}:{chips}"
-    if chips % family.node:
-        raise Unsupported(f"{chips} GPUs are no whole number of nodes of {family.node}")
-    nodes = chips // family.node
-    return (
-        f"{family.name}:{nodes}" if family.whole_nodes else f"{family.name}:{family.node}x{nodes}"
-    )
+    if chips % node:
+        raise Unsupported(f"{chips} GPUs are no whole number of nodes of {node}")
+    count = chips // node
+    whole = family.whole_nodes and node == family.node
+    return f"{family.name}:{count}" if whole else f"{family.name}:{node}x{count}"
+
+
+def _per_node(family: GpuFamily, chips: int, nodes: int) -> int:
+    """GPUs of a node. Of a rack of hosts (GB200 NVL72) as many hosts as divide them: 64 of 72 for 256 GPUs."""
+    if nodes and chips % nodes == 0 and chips // nodes <= family.node:
+        return chips // nodes
+    if chips <= family.node or chips % family.node == 0 or family.per_host == family.node:
+        return family.node
+    whole = range(family.node, 0, -family.per_host)
+    return next((size for size in whole if chips % size == 0), family.node)
 
 
 def _slices(case: Case, family: TpuFamily, chips: int) -> Iterator[Cluster]:

@@ -28,9 +28,10 @@ def counted_flops(case: Case, workload: Workload, default: str) -> float:
         return _recomputed_flops(workload)
     if convention == "megatron":
         return _megatron_flops(workload)
-    if convention == "all+noncausal":
+    # Nobody counts experts that a token does not go to.
+    if convention == "all+noncausal" and shape.experts is None:
         return tokens * (6 * _matrix_parameters(shape) + attention)
-    if convention == "active+noncausal":
+    if convention in {"active+noncausal", "all+noncausal"}:
         return tokens * (6 * active_weights(shape) + attention)
     return step_flops(workload)
 

@@ -1,10 +1,11 @@
 """A case -> what is predicted, under the names of what is expected."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
-from planner_truth.cases import ODD, Case, CaseFile, reason_of
+from planner_truth.cases import ODD, Case, CaseFile, Unsupported, reason_of
 from planner_truth.choices import best_microbatch, best_option, published_choice
 from planner_truth.claims import claim, least_communication
 from planner_truth.closed import closed_form, rules_for
@@ -33,7 +34,10 @@ def evaluate_case(case: Case, file: CaseFile) -> Evaluation:
 
 def _attempt(name: str, evaluation: Evaluation, compute: Callable[[], Predicted]) -> None:
     try:
-        evaluation.predicted[name] = compute()
+        value = compute()
+        if isinstance(value, float) and not math.isfinite(value):
+            raise Unsupported(f"{value} is no answer")
+        evaluation.predicted[name] = value
     except ODD as error:
         evaluation.reasons[name] = reason_of(error)
 

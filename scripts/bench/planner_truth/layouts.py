@@ -130,14 +130,19 @@ def _schedules(
     if stages == 1:
         yield "none", 1
         return
-    name = schedule_name(str(case.given.get("schedule") or software.schedule))
+    words = case.given.get("schedule")
+    name = schedule_name(str(words or software.schedule))
     virtual = case.given.get("virtual_stages") or case.given.get("virtual")
+    is_open = software.has_virtual and not words and not virtual
     if virtual and int(virtual) > 1:
         yield "interleaved", int(virtual)
     elif name != "interleaved" or virtual:
         yield name if name != "interleaved" else "1f1b", 1
-    else:
-        whole = [v for v in range(2, MAX_VIRTUAL_STAGES + 1) if layers % (stages * v) == 0]
+    if not virtual and (is_open or name == "interleaved"):
+        slots = layers
+        if software.stack.partition == "slots" and layers % stages:
+            slots += 2  # Each table in the place of a layer.
+        whole = [v for v in range(2, MAX_VIRTUAL_STAGES + 1) if slots % (stages * v) == 0]
         for v in whole or [2]:
             yield "interleaved", v
 

@@ -11,6 +11,7 @@ from planner_truth.architectures import (
     ARCHITECTURES,
     DEFAULT_SEQUENCE,
     GPT_SIZES,
+    PARALLEL,
     SEQUENCES,
     TRAINING_TOKENS,
     WINDOWS,
@@ -135,8 +136,13 @@ def _shape(name: str, entry: Json) -> ModelShape:
         windows=_windows(name, entry),
         experts=_experts(entry),
         latent=_latent(entry),
+        parallel=bool(entry.get("parallel", _is_parallel(name))),
     )
     return _with_vectors(shape, entry)
+
+
+def _is_parallel(name: str) -> bool:
+    return any(_canonical(family) in _canonical(name) for family in PARALLEL)
 
 
 def _mlp_products(entry: Json) -> int:

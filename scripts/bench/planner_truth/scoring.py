@@ -1,5 +1,6 @@
 """Predicted against expected, quantity by quantity, and a verdict on the case."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -94,7 +95,11 @@ def _whys(evaluation: Evaluation) -> list[str]:
 
 
 def _case_error(judgements: Mapping[str, Judgement]) -> float | None:
-    numbers = {name: found.error for name, found in judgements.items() if found.error is not None}
+    numbers = {
+        name: found.error
+        for name, found in judgements.items()
+        if found.error is not None and math.isfinite(found.error)
+    }
     named = [name for name in _PRIMARY if name in numbers]
     first = named[0] if named else next(iter(numbers), None)
     return None if first is None else numbers[first]
@@ -127,10 +132,15 @@ def tolerance(case: Case, name: str) -> float:
         return QUALITATIVE_TOLERANCE
     if bands.get("exact"):
         return _EXACT
-    if _MEMORY.search(name) and "memory_rel" in bands:
+    if _MEMORY.search(name) and _is_number(bands.get("memory_rel")):
         return float(bands["memory_rel"])
-    band = bands.get("rel", bands.get("memory_rel", DEFAULT_TOLERANCE))
+    named = [bands.get(key) for key in ("rel", "memory_rel")]
+    band = next((value for value in named if _is_number(value)), DEFAULT_TOLERANCE)
     return max(float(band), _EXACT)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _judge_number(case: Case, name: str, predicted: float, printed: Any) -> Judgement:
@@ -142,7 +152,7 @@ def _judge_number(case: Case, name: str, predicted: float, printed: Any) -> Judg
         return Judgement(holds=False, error=None, words=f"{predicted:.4g}, not {printed}")
     error = abs(predicted - expected) / abs(expected) if expected else abs(predicted)
     band = tolerance(case, name)
-    if name in {"mfu", "hfu"} and "mfu_abs" in case.tolerance:
+    if name in {"mfu", "hfu"} and _is_number(case.tolerance.get("mfu_abs")):
         holds = abs(predicted - expected) <= case.tolerance["mfu_abs"]
     elif name.endswith("at_least"):
         holds = predicted >= expected * (1 - band)

@@ -102,7 +102,7 @@ def mesh_and_cluster(case: Case) -> tuple[dict[str, int], Cluster]:
 
 def _full_mesh(case: Case, cluster: Cluster) -> dict[str, int]:
     """Devices that the named axes leave over are FSDP where nothing is named (or it says so), else data parallelism."""
-    mesh = given_mesh(case.given)
+    mesh = _folded(given_mesh(case.given), cluster.num_devices)
     left, rest = divmod(cluster.num_devices, prod(mesh.values()))
     if rest or (left > 1 and "data" in mesh):
         sizes = " x ".join(f"{axis} {size}" for axis, size in mesh.items())
@@ -111,9 +111,23 @@ def _full_mesh(case: Case, cluster: Cluster) -> dict[str, int]:
     return {**mesh, filled: mesh.get(filled, 1) * left}
 
 
+def _folded(mesh: dict[str, int], devices: int) -> dict[str, int]:
+    """Experts that are said to use the devices of `tensor` and `context`, too (Megatron's EP): over what is left.
+
+    Those of `tensor` have a part of each expert here, instead of experts of their own: as many bytes.
+    """
+    times, rest = divmod(prod(mesh.values()), devices)
+    inner = mesh.get("tensor", 1) * mesh.get("context", 1)
+    expert = mesh.get("expert", 1)
+    if rest or times < 2 or inner % times or expert % times:
+        return mesh
+    return {**mesh, "expert": expert // times}
+
+
 def _slow_axes(case: Case, cluster: Cluster) -> dict[str, int]:
     """Axes that are said to cross the slow network (`data_dcn`), where they are all that does."""
     block = case.given.get("mesh", {})
     slow = named_mesh(block, slow=True) if isinstance(block, dict) else {}
-    is_all = cluster.dims[-1].slow and prod(slow.values()) == cluster.dims[-1].size
+    last = cluster.dims[-1] if cluster.dims else None
+    is_all = last is not None and last.slow and prod(slow.values()) == last.size
     return slow if is_all else {}

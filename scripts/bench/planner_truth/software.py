@@ -24,6 +24,7 @@ class Software:
     flops: the convention of its TFLOP/s, where a row names none (see `conventions`).
     remat, zero, schedule: what it does unless a row says otherwise (None: differs from run to run). whole_batch:
     without a pipeline and without a word about accumulation, a step is one pass. schedules: that it had to choose from.
+    has_virtual: runs interleave, though rows do not say so.
     rule: how its authors say that they chose a layout. kernels: the stack whose products it runs, where its constant is
     not theirs.
     """
@@ -36,6 +37,7 @@ class Software:
     zero: int = 0
     schedule: Schedule = "1f1b"
     schedules: tuple[Schedule, ...] = SCHEDULES
+    has_virtual: bool = False
     whole_batch: bool = True
     rule: str = ""
     kernels: str = ""
@@ -206,15 +208,41 @@ MEGATRON_CORE = replace(
         name="megatron-core",
         attention="fused",
         causal_skip=True,
-        overlap={**_NOTHING_HIDES, "data": 1.0, "tensor": 0.5, "pipeline": 1.0},
+        overlap={
+            **_NOTHING_HIDES,
+            "data": 1.0,
+            "fsdp": NCCL_HIDES["fsdp"],
+            "keys": 1.0,
+            "tensor": 0.5,
+            "pipeline": 1.0,
+        },
         sequence_parallel=True,
+        context_shares=False,
+        gathers="layer",
         elementwise=1.0,
-        source="Megatron-Core: Transformer Engine, distributed optimizer, gradients, parameters and tensor parallelism"
-        " overlapped",
+        # Products add to the fp32 sum as they write it: read and written once.
+        adding_bytes=8,
+        source="Megatron-Core: Transformer Engine, distributed optimizer, gradients, parameters, keys and values and"
+        " tensor parallelism overlapped (its guides 'Communication overlap' and 'Megatron FSDP'); devices of context"
+        " parallelism all have the parameters, and sum their gradients with data parallelism's;"
+        " gradient_accumulation_fusion",
     ),
+    has_virtual=True,
     flops="72BLsh^2",
     remat=None,
     zero=1,
+)
+NEMO = replace(
+    MEGATRON_CORE,
+    stack=replace(
+        MEGATRON_CORE.stack,
+        gradient_bytes=2,
+        reduce_bytes=2,
+        adding_bytes=4,
+        logit_bytes=4,
+        source=f"{MEGATRON_CORE.stack.source}; gradients are kept and summed in 16 bits, and the fused loss writes its"
+        " gradient over 16-bit logits (NVIDIA-NeMo/Megatron-Bridge, perf_recipes/_common.py, _benchmark_common)",
+    ),
 )
 LLAMA3 = replace(
     MEGATRON_CORE,
@@ -223,8 +251,9 @@ LLAMA3 = replace(
         name="llama3",
         overlap={**_NOTHING_HIDES, "data": 1.0, "fsdp": 1.0, "pipeline": 1.0},
         regather=False,
+        partition="slots",
         source="Llama 3 (arXiv:2407.21783) section 3.3.2: FSDP that keeps gathered parameters for the backward pass, an"
-        " interleaved schedule, no activation checkpointing",
+        " interleaved schedule, no activation checkpointing; one layer less on the first and on the last stage",
     ),
     axes=(*JAX_AXES, "pipeline"),
     flops="active+causal",
@@ -275,7 +304,7 @@ BY_PREFIX: Mapping[str, Software] = {
     "mcore": MEGATRON_CORE,
     "dsv3": DEEPSEEK,
 }
-# Words of an id and its source, where a prefix is new.
+# Words of a prefix and a source, where the prefix is new.
 BY_SOURCE = (
     (r"gopher|rae et al", GOPHER),
     (r"maxtext|tpu-recipes|palm|t5x|pax", MAXTEXT),
@@ -285,6 +314,8 @@ BY_SOURCE = (
     (r"bigscience|neox|deepspeed|mt-nlg|turing", MEGATRON_DEEPSPEED),
     (r"deepseek", DEEPSEEK),
     (r"llama.?3 paper|2407.21783|herd of models", LLAMA3),
-    (r"megatron-core|mcore|nemo", MEGATRON_CORE),
+    # NeMo AutoModel is PyTorch's FSDP2, and so is what names nothing of these.
+    (r"megatron.?bridge|nemo(?!\W*automodel)", NEMO),
+    (r"megatron-core|mcore", MEGATRON_CORE),
     (r"megatron|narayanan|korthikanti|opt-175", MEGATRON),
 )

@@ -7,6 +7,7 @@ from dataclasses import replace
 from jaxscale.planner.costs import calibration
 from jaxscale.planner.vocabulary.stack import Stack
 from planner_truth.cases import Case
+from planner_truth.clusters import tpu_family
 from planner_truth.figures import DTYPES
 from planner_truth.meshes import given_mesh
 from planner_truth.software import (
@@ -22,23 +23,29 @@ from planner_truth.software import (
 
 
 def software_of(case: Case) -> Software:
-    """By id prefix, else by what the source says, else by the kind of hardware."""
-    software = BY_PREFIX.get(case.prefix) or _by_source(case)
+    """By id prefix, else by what the source says; else what runs on such hardware, without a constant of its own."""
+    known = BY_PREFIX.get(case.prefix) or _by_source(case)
+    software = known or _by_hardware(case)
     if software is MEGATRON and given_mesh(case.given).get("fsdp", 1) > 1:
         software = DEEPSPEED  # Megatron has no ZeRO 3: those rows are of what it is compared with.
     name = software.stack.name
     stack = replace(
         software.stack,
-        efficiency=stack_efficiency(software.kernels or name),
+        efficiency=stack_efficiency(software.kernels or name) if known else 1.0,
         gather_share=calibration.GATHER_SHARE.get(name, 1.0),
     )
     return replace(software, stack=_as_run(stack, case))
 
 
-def _by_source(case: Case) -> Software:
-    words = f"{case.id} {case.source}".lower()
-    found = next((software for pattern, software in BY_SOURCE if re.search(pattern, words)), None)
-    return found or (MAXTEXT if "tpu" in str(case.given.get("hw", "")) else TORCHTITAN)
+def _by_source(case: Case) -> Software | None:
+    # The rest of an id names models, whose authors' software is not what runs them elsewhere.
+    words = f"{case.prefix} {case.source}".lower()
+    return next((software for pattern, software in BY_SOURCE if re.search(pattern, words)), None)
+
+
+def _by_hardware(case: Case) -> Software:
+    is_tpu = tpu_family(str(case.given.get("hw", ""))) is not None
+    return MAXTEXT if is_tpu else TORCHTITAN
 
 
 def stack_efficiency(name: str) -> float:
@@ -47,7 +54,14 @@ def stack_efficiency(name: str) -> float:
 
 
 def _as_run(stack: Stack, case: Case) -> Stack:
-    for adapt in (_with_dtypes, _with_gradient_dtype, _with_sharding, _with_tensor_options):
+    for adapt in (
+        _with_dtypes,
+        _with_gradient_dtype,
+        _with_weight_dtype,
+        _with_loss,
+        _with_sharding,
+        _with_tensor_options,
+    ):
         stack = adapt(stack, case)
     return stack
 
@@ -62,7 +76,12 @@ def _with_dtypes(stack: Stack, case: Case) -> Stack:
     # AQT adds up products of 8-bit integers in 32 bits, and that is what MaxText's `minimal` of 2024 keeps
     # (`checkpoint_dots_with_no_batch_dims`; its other policies name 16-bit arrays).
     wide = 2.0 if kind == "int8" and stack.name == "maxtext" else stack.wide_products
-    return replace(stack, matmul_dtype=kind, gather_bytes=gather, wide_products=wide)
+    # Transformer Engine keeps the operands of its products as it multiplied them.
+    narrow = stack.name == "megatron-core" and DTYPES["fp8"] == kind
+    kept = 1.0 if narrow else stack.kept_bytes
+    return replace(
+        stack, matmul_dtype=kind, gather_bytes=gather, wide_products=wide, kept_bytes=kept
+    )
 
 
 def _with_gradient_dtype(stack: Stack, case: Case) -> Stack:
@@ -72,6 +91,23 @@ def _with_gradient_dtype(stack: Stack, case: Case) -> Stack:
     precision = str(case.given.get("precision", "")).lower()
     if stack.gradient_bytes == 2 and re.search("bf16 optimizer|fp32 grad", precision):
         return replace(stack, gradient_bytes=6, adding_bytes=10)
+    return stack
+
+
+def _with_weight_dtype(stack: Stack, case: Case) -> Stack:
+    """16-bit parameters, and moments and gradients as wide as those (MaxText's `weight_dtype`; optax)."""
+    words = " ".join(str(case.given.get(name, "")) for name in ("params", "weight_dtype")).lower()
+    if re.search(r"(bf16|bfloat16) (weights|params)|weight_dtype\W*(bf16|bfloat16)", words):
+        return replace(stack, param_bytes=2, moments_bytes=4, gradient_bytes=2, reduce_bytes=2)
+    return stack
+
+
+def _with_loss(stack: Stack, case: Case) -> Stack:
+    """torchtitan compiled its loss from 2025 on: 16-bit logits and their gradient (components/loss.py at e7c0cae; not
+    in December 2024, e8977b0)."""
+    dated = re.search(r"2025-?(0[3-9]|1[0-2])", case.source)
+    if stack.name == "torchtitan" and dated and case.given.get("compile") is not False:
+        return replace(stack, logit_bytes=4)
     return stack
 
 
