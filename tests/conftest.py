@@ -9,6 +9,7 @@ worker of pytest-xdist, because JAX does not lock its files.
 
 import gc
 import os
+import signal
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
@@ -30,6 +31,9 @@ if CACHE not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 if os.environ[CACHE] and "PYTEST_XDIST_WORKER" in os.environ:
     os.environ[CACHE] = str(Path(os.environ[CACHE]) / os.environ["PYTEST_XDIST_WORKER"])
+
+# What is started in a script's background ignores Ctrl-C, and so would every command that a test interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes is up to what else the machine does.
 settings.register_profile("untimed", deadline=None)

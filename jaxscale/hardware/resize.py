@@ -160,7 +160,8 @@ def _keeping(old: Cluster, new: Cluster) -> Cluster:
     # Devices of one host share its memory; any others have their own.
     usable = old.usable_hbm
     if old.kind == "cpu":
-        usable *= old.num_devices / new.num_devices
+        # First the product: it is the whole host's memory, without rounding.
+        usable = usable * old.num_devices / new.num_devices
     changes = old.name.partition(" (")
     return replace(
         new,

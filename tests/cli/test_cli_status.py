@@ -26,8 +26,8 @@ def test_a_finished_run(trained: Path) -> None:
     }
     assert (goodput["seconds"]["lost"], goodput["lost_steps"]) == (0, 0)
     summary = json.loads((trained / "summary.json").read_text())
-    # The summary clocks the step a moment behind the diary.
-    assert 0 <= summary["first_step_seconds"] - goodput["first_step_seconds"] < 10
+    # The summary clocks the step a moment behind the diary, which keeps milliseconds.
+    assert -0.001 <= summary["first_step_seconds"] - goodput["first_step_seconds"] < 10
 
 
 def test_words_for_people(trained: Path) -> None:
