@@ -46,6 +46,7 @@ print(" ".join(sorted(seen - set(sys.stdlib_module_names) - own - {"jaxscale"}))
 """
 
 
+@pytest.mark.slow
 def test_our_step_imports_only_what_a_bare_machine_has_or_is_carried() -> None:
     done = run_python("-c", IMPORTS)
     assert done.returncode == 0, done.stderr
@@ -91,6 +92,7 @@ print(float(trainer.advance(trainer.batch(0))))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not HAS_TORCH, reason="torch is not installed")
 def test_both_contenders_compute_the_same_loss_from_the_same_weights() -> None:
     done = run_python("-c", SAME_LOSS)

@@ -38,6 +38,7 @@ def bench(out: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
     return done.returncode, json.loads((out / "planner_gpu.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_tiny_plan_is_predicted_and_measured(tmp_path: Path) -> None:
     status, found = bench(tmp_path)
     assert status == 0, (tmp_path / "planner_gpu.log").read_text()
@@ -61,6 +62,7 @@ def test_a_tiny_plan_is_predicted_and_measured(tmp_path: Path) -> None:
     assert plan["name"] in (tmp_path / "planner_gpu.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_plan_that_fails_is_recorded_with_its_reason(tmp_path: Path) -> None:
     status, found = bench(tmp_path, "--plans", "tiny 3x64/2 none")
     assert status == 1
@@ -71,6 +73,7 @@ def test_a_plan_that_fails_is_recorded_with_its_reason(tmp_path: Path) -> None:
     assert any("failed" in problem for problem in found["problems"])
 
 
+@pytest.mark.slow
 def test_what_there_is_no_time_for_is_named(tmp_path: Path) -> None:
     status, found = bench(tmp_path, "--minutes", "0")
     assert status == 1
