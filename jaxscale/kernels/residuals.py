@@ -20,3 +20,12 @@ def product_residual(array: jax.Array) -> jax.Array:
 def is_product(primitive: Any, *_: Any, **parameters: Any) -> bool:
     """A policy of `jax.checkpoint`: keeps the results of products with weights that kernels computed."""
     return bool(primitive.name == "name" and parameters["name"] == _NAME)
+
+
+def together(*gradients: jax.Array) -> tuple[jax.Array, ...]:
+    """The same gradients, none of which goes on before all are formed.
+
+    Otherwise the compiler puts products for weights at the end of a layer, and keeps what they read until then.
+    """
+    formed: tuple[jax.Array, ...] = jax.lax.optimization_barrier(gradients)
+    return formed

@@ -100,8 +100,10 @@ class Attention(nnx.Module):
             value = value + self.value_bias[...]
         if self.arch.qk_norm:
             query, key = self.query_norm(query), self.key_norm(key)
-        query = constrain(rotate(query, rotation), "batch", "sequence", "heads", "head_dim")
-        key = constrain(rotate(key, rotation), "batch", "sequence", "kv_heads", "head_dim")
+        platform = forward_context().platform
+        query, key = rotate(query, rotation, platform), rotate(key, rotation, platform)
+        query = constrain(query, "batch", "sequence", "heads", "head_dim")
+        key = constrain(key, "batch", "sequence", "kv_heads", "head_dim")
         value = constrain(value, "batch", "sequence", "kv_heads", "head_dim")
         return named(query, "query"), named(key, "key"), named(value, "value")
 

@@ -22,7 +22,7 @@ from jaxscale.kernels.local import check_local
 from jaxscale.kernels.matmul import api as matmul
 from jaxscale.kernels.matmul.epilogue import Epilogue
 from jaxscale.kernels.registry import Choice, choose
-from jaxscale.kernels.residuals import product_residual
+from jaxscale.kernels.residuals import product_residual, together
 from jaxscale.kernels.target import Target, asked_for
 from jaxscale.kernels.tiles import Finish, Layout, contracted
 from jaxscale.kernels.tuning import Entry, read
@@ -165,7 +165,7 @@ def _differentiable(kernels: Kernels, activation: str) -> Any:
         to_up = of_inward("weight_gradient", x, to_up_sum, Epilogue(up.dtype), by_weight)
         last = Epilogue(down.dtype), outward.weight_gradient, outward.target
         to_down = matmul.product("weight_gradient", hidden, to_out, *last)
-        return to_x, to_gate, to_up, to_down
+        return together(to_x, to_gate, to_up, to_down)
 
     whole.defvjp(remember, differentiate)
     return whole

@@ -5,6 +5,7 @@ takes three matrix products a chunk; the backward pass only scales it. `loss_fro
 chunked one is tested against.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -130,33 +131,57 @@ def loss_and_gradients(
     turned = form.target.platform == "cpu" and hidden.dtype == jnp.bfloat16
     states_of, targets_of = _chunks(hidden, targets, options, chunk_tokens)
 
-    def add(carry: Any, chunk: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
-        total, to_table, places = carry
-        index, wanted = chunk
-        states = jax.lax.dynamic_index_in_dim(places, index, keepdims=False)
+    def of_chunk(states: jax.Array, wanted: jax.Array) -> tuple[LossSums, jax.Array, jax.Array]:
         logits, rows = form.logits_and_rows(states, table, wanted)
         assert logits is not None
         gradient = logits_gradient(logits, rows, wanted, options, vocab_axis)
         gradient = gradient.astype(hidden.dtype)
-        to_table += _over_tokens(states, gradient, to_table.dtype, turned=turned)
+        to_table = _over_tokens(states, gradient, _wide(table), turned=turned)
         to_states = jnp.einsum("tv,ve->te", gradient, table, preferred_element_type=to_table.dtype)
         to_states = to_states.astype(hidden.dtype)
         if vocab_axis is not None:
             to_states = jax.lax.psum(to_states, vocab_axis)
-        # In the place of the chunk's states, which are not needed again.
-        places = jax.lax.dynamic_update_index_in_dim(places, to_states, index, 0)
-        return (jax.tree.map(jnp.add, total, form.sums(rows, wanted)), to_table, places), None
+        return form.sums(rows, wanted), to_table, to_states
 
-    sum_shape = table.shape[::-1] if turned else table.shape
-    start = _no_loss(hidden), jnp.zeros(sum_shape, _wide(table)), states_of
-    chunks = jnp.arange(len(targets_of)), targets_of
-    (sums, to_table, to_states), _ = jax.lax.scan(add, start, chunks)
+    sums, to_table, to_states = _over_chunks(of_chunk, states_of, targets_of)
     flat = to_states.reshape(-1, hidden.shape[-1])[: targets.size]
     if turned:
         # Over one chunk XLA would turn the transposed sum into another product, which its CPU backend cannot run in
         # bfloat16 ("BF16 x BF16 = F32", JAX 0.10.2 and 0.12).
         to_table = jax.lax.optimization_barrier(to_table).T
     return sums, flat.reshape(hidden.shape), to_table
+
+
+def _over_chunks(
+    of_chunk: Callable[[jax.Array, jax.Array], tuple[LossSums, jax.Array, jax.Array]],
+    states_of: Float[Array, "chunks tokens embed"],
+    targets_of: Int[Array, "chunks tokens"],
+) -> tuple[LossSums, jax.Array, jax.Array]:
+    """The sums of what `of_chunk` gives first and second, and what it gives third in the place of the chunk's states.
+
+    The first chunk is no addition to zeros: a compiler for TPUs sets their buffer aside from the beginning of the step.
+    """
+
+    def put(places: jax.Array, to_states: jax.Array, index: Any) -> jax.Array:
+        # The chunk's states are not needed again.
+        put_in: jax.Array = jax.lax.dynamic_update_index_in_dim(places, to_states, index, 0)
+        return put_in
+
+    def add(carry: Any, chunk: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
+        sums, to_table, places = carry
+        index, wanted = chunk
+        states = jax.lax.dynamic_index_in_dim(places, index, keepdims=False)
+        more, part, to_states = of_chunk(states, wanted)
+        added = jax.tree.map(jnp.add, sums, more), to_table + part
+        return (*added, put(places, to_states, index)), None
+
+    sums, to_table, to_states = of_chunk(states_of[0], targets_of[0])
+    start = sums, to_table, put(states_of, to_states, 0)
+    if len(targets_of) == 1:
+        return start
+    rest = jnp.arange(1, len(targets_of)), targets_of[1:]
+    summed: tuple[LossSums, jax.Array, jax.Array] = jax.lax.scan(add, start, rest)[0]
+    return summed
 
 
 def _over_tokens(

@@ -25,7 +25,7 @@ from jaxscale.kernels.matmul.form import IMPLEMENTATIONS, LAYOUTS, Role, product
 from jaxscale.kernels.matmul.reference import reference_matmul
 from jaxscale.kernels.matmul.xla import linear
 from jaxscale.kernels.registry import Choice, choose
-from jaxscale.kernels.residuals import product_residual
+from jaxscale.kernels.residuals import product_residual, together
 from jaxscale.kernels.target import Target, asked_for, target_of
 from jaxscale.kernels.tiles import contracted
 from jaxscale.kernels.tuning import Entry, read
@@ -189,6 +189,7 @@ def _differentiable(kernels: Kernels, activation: str | None) -> Any:
         by_x, by_weight = kernels.input_gradient, kernels.weight_gradient
         to_x = run("input_gradient", to_sums, weight, Epilogue(x.dtype), by_x)
         to_weight = run("weight_gradient", x, to_sums, Epilogue(weight.dtype), by_weight)
+        to_x, to_weight = together(to_x, to_weight)
         to_bias = None if bias is None else _summed_rows(to_sums).astype(bias.dtype)
         return to_x, to_weight, to_bias, None if residual is None else to_out
 
