@@ -39,7 +39,7 @@ def tiled_product(
     in_specs = [left_spec, *[right_spec] * num_sums, *extra_specs]
     out_specs = [place] * len(outs)
     arrays = left, *rights, *extras, *outs
-    aliases = {} if product.in_place is None else {1 + num_sums + product.in_place: 0}
+    aliases = {1 + num_sums + extra: out for out, extra in enumerate(product.in_place)}
     call = tpu_call(
         partial(_kernel, product=product, size=k, num_extras=len(extras)),
         target,

@@ -31,14 +31,14 @@ class Tiles:
 class TiledProduct:
     """What a kernel computes: finish(left @ right for each right, extras), written as `out_dtypes`.
 
-    Extras are [m, n], or [1, n] for one row that every row meets. in_place: the extra whose memory the first result
-    takes.
+    Extras are [m, n], or [1, n] for one row that every row meets. in_place: extras whose memory the first results
+    take, one each, in this order.
     """
 
     layout: Layout
     finish: Finish
     out_dtypes: tuple[Any, ...]
-    in_place: int | None = None
+    in_place: tuple[int, ...] = ()
 
 
 def sizes_of(layout: Layout, left: jax.Array, right: jax.Array) -> tuple[int, int, int]:

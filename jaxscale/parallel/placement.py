@@ -18,6 +18,7 @@ from jaxscale.parallel.pipeline.stages import StageLayout, stage_layout, stored_
 from jaxscale.parallel.remat import wrap_block
 from jaxscale.parallel.rules import (
     Rules,
+    check_rules_have_effect,
     check_rules_used,
     make_rules,
     mesh_axes_of,
@@ -190,6 +191,7 @@ def place(plan: Plan, mesh: Mesh, description: Description) -> Placement:
 def check_plan(plan: Plan, description: Description) -> tuple[Rules, StageLayout | None]:
     """The rules and stages of a plan for a model, no device needed. Raises PlacementError where it does not fit."""
     check_rules_used(plan.rules, description)
+    check_rules_have_effect(plan)
     rules, layout = make_rules(plan.rules), stage_layout(plan, description)
     rules = {**rules, **pipeline_rules(plan, description)}
     parameter_specs(stored_description(description, layout), rules, plan.mesh_shape)

@@ -15,10 +15,12 @@ MeshShape = Mapping[str, int]
 Rules = Mapping[str, MeshAxes]
 
 # Megatron's split of a layer over `tensor` (heads, mlp and vocab), ZeRO-3 over `fsdp` (embed), rows over both batch
-# axes, and sequence parallelism (Korthikanti et al. 2022) between the split products (norm_sequence).
+# axes, and sequence parallelism (Korthikanti et al. 2022) between the split products (norm_sequence). What splits the
+# logits' vocabulary in the loss beside the axes of `vocab` is `vocab_activation`.
 DEFAULT_RULES: Rules = MappingProxyType(
     {
         "vocab": ("tensor",),
+        "vocab_activation": (),
         "embed": ("fsdp",),
         "heads": ("tensor",),
         "kv_heads": ("tensor",),
@@ -89,6 +91,15 @@ def check_rules_used(overrides: Iterable[str], description: Description) -> None
             raise PlacementError(
                 f"plan.rules.{name} matches no dim of the model{nearest(name, used)}; it has: {', '.join(sorted(used))}"
             )
+
+
+def check_rules_have_effect(plan: Plan) -> None:
+    """Raises PlacementError for an override that the plan's pipeline would pass over."""
+    if plan.pipeline > 1 and plan.rules.get("vocab_activation"):
+        raise PlacementError(
+            "plan.rules.vocab_activation splits the logits of a loss that gathers its table, and a pipeline gathers "
+            "tables once a step for all microbatches: leave it out, or set plan.pipeline to 1"
+        )
 
 
 def mesh_axes_of(name: str, axes: Iterable[str | None], rules: Rules) -> tuple[MeshAxes, ...]:

@@ -25,8 +25,9 @@ from jaxscale.parallel.pipeline.runtime import AXIS, Results, run_schedule
 from jaxscale.parallel.pipeline.schedules import forward_table, make_table
 from jaxscale.parallel.placement import Placement
 from jaxscale.training.gradients import GradientFunction, microbatches, num_passes
-from jaxscale.training.losses import Batch, loss_options, sharded_loss
+from jaxscale.training.losses import Batch, loss_options
 from jaxscale.training.precision import cast, compute_dtype
+from jaxscale.training.sharded_loss import sharded_loss
 
 _BATCH_AXES = ("data", "fsdp")
 _MANUAL = frozenset({AXIS, *_BATCH_AXES})

@@ -36,8 +36,9 @@ from jaxscale.parallel.pipeline.split import SplitLayer, split_layer
 from jaxscale.parallel.pipeline.stages import balanced, head_load
 from jaxscale.parallel.placement import Placement, place
 from jaxscale.training.gradients import accumulate
-from jaxscale.training.losses import loss_options, sharded_loss
+from jaxscale.training.losses import loss_options
 from jaxscale.training.precision import cast, compute_dtype
+from jaxscale.training.sharded_loss import sharded_loss
 from jaxscale.training.step import gradient_function
 
 ROUNDS = 10

@@ -17,6 +17,10 @@ LAYOUTS = {
     "tensor 4": Plan(tensor=4),
     "tensor 8": Plan(tensor=8),
     "data 2 fsdp 2 tensor 2": Plan(data=2, fsdp=2, tensor=2),
+    "fsdp 4 tensor 2, logits over both": Plan(fsdp=4, tensor=2, rules={"vocab_activation": "fsdp"}),
+    "data 2 fsdp 4, logits over fsdp, accumulation 2": Plan(
+        data=2, fsdp=4, microbatches=2, rules={"vocab_activation": "fsdp"}
+    ),
     "data 2 fsdp 2 tensor 2, accumulation 4": Plan(data=2, fsdp=2, tensor=2, microbatches=4),
 }
 # What differs between families is which dims of which parameters an axis splits: once as far as it can, and all axes

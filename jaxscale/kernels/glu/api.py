@@ -104,12 +104,20 @@ def gated_product(
     extras: tuple[jax.Array, ...],
     choice: Choice,
     target: Target,
+    *,
+    in_place: bool = False,
 ) -> tuple[jax.Array, ...]:
-    """Products of one left operand, finished together to three results in its dtype, by the kernel that was chosen."""
+    """Products of one left operand, finished together to three results in its dtype, by the kernel that was chosen.
+
+    in_place: the first results take the memory of the extras, which must be of that dtype (a TPU's kernel; elsewhere
+    XLA decides). An extra that is read again is copied first.
+    """
     if choice.name == "pallas_tpu":
         from jaxscale.kernels.glu import pallas_tpu
 
-        return pallas_tpu.product(layout, finish, left, rights, extras, choice, target)
+        return pallas_tpu.product(
+            layout, finish, left, rights, extras, choice, target, in_place=in_place
+        )
     if choice.name == "pallas_gpu":
         from jaxscale.kernels.glu import pallas_gpu
 
@@ -155,6 +163,7 @@ def _differentiable(kernels: Kernels, activation: str) -> Any:
             tuple(kept),
             kernels.down_gradient,
             target,
+            in_place=True,
         )
         by_x, by_weight = inward.input_gradient, inward.weight_gradient
         of_inward = partial(matmul.product, target=inward.target)

@@ -19,8 +19,11 @@ def product(
     extras: tuple[jax.Array, ...],
     choice: Choice,
     target: Target,
+    *,
+    in_place: bool,
 ) -> tuple[jax.Array, ...]:
     """See `api.gated_product`."""
-    kernel = TiledProduct(layout, finish, (left.dtype,) * 3)
+    taken = tuple(range(len(extras))) if in_place else ()
+    kernel = TiledProduct(layout, finish, (left.dtype,) * 3, taken)
     sizes = DEFAULT_TILES.updated(choice.config)
     return tiled_product(kernel, sizes, target, left, rights, extras)

@@ -57,12 +57,14 @@ __all__ = [
 class Where:
     """vocab_axis: mesh axes over which the table's rows are split, inside `shard_map`. kernels: see `choose_kernel`.
 
-    target: what is compiled for; this process's devices unless given.
+    target: what is compiled for; this process's devices unless given. gathered: those of `vocab_axis` that split the
+    tokens, too: `loss_and_gradients` gathers each chunk's tokens over them.
     """
 
     vocab_axis: VocabAxis = None
     target: Target | None = None
     kernels: str = "auto"
+    gathered: tuple[str, ...] = ()
 
 
 _HERE = Where()
@@ -122,25 +124,23 @@ def loss_and_gradients(
 ) -> tuple[LossSums, Hidden, Table]:
     """The loss sums, and the gradient of `loss_sum` by `hidden` (whole) and by this device's rows of `table` (fp32).
 
-    All arrays are this device's own: one device, or inside `shard_map`.
+    All arrays are this device's own: one device, or inside `shard_map`. With `where.gathered` a chunk has
+    `chunk_tokens` of all those devices together, and the sums are of all their tokens, the same on each.
     """
-    form, vocab_axis = (
-        _form("logits", hidden, table, options, chunk_tokens, where),
-        where.vocab_axis,
-    )
+    form = _form("logits", hidden, table, options, chunk_tokens, where)
     turned = form.target.platform == "cpu" and hidden.dtype == jnp.bfloat16
-    states_of, targets_of = _chunks(hidden, targets, options, chunk_tokens)
+    own_tokens = -(-chunk_tokens // int(jax.lax.psum(1, where.gathered)))
+    states_of, targets_of = _chunks(hidden, targets, options, own_tokens)
 
     def of_chunk(states: jax.Array, wanted: jax.Array) -> tuple[LossSums, jax.Array, jax.Array]:
+        states, wanted = _gathered(states, where), _gathered(wanted, where)
         logits, rows = form.logits_and_rows(states, table, wanted)
         assert logits is not None
-        gradient = logits_gradient(logits, rows, wanted, options, vocab_axis)
+        gradient = logits_gradient(logits, rows, wanted, options, where.vocab_axis)
         gradient = gradient.astype(hidden.dtype)
         to_table = _over_tokens(states, gradient, _wide(table), turned=turned)
         to_states = jnp.einsum("tv,ve->te", gradient, table, preferred_element_type=to_table.dtype)
-        to_states = to_states.astype(hidden.dtype)
-        if vocab_axis is not None:
-            to_states = jax.lax.psum(to_states, vocab_axis)
+        to_states = _over_vocab(to_states.astype(hidden.dtype), where)
         return form.sums(rows, wanted), to_table, to_states
 
     sums, to_table, to_states = _over_chunks(of_chunk, states_of, targets_of)
@@ -150,6 +150,24 @@ def loss_and_gradients(
         # bfloat16 ("BF16 x BF16 = F32", JAX 0.10.2 and 0.12).
         to_table = jax.lax.optimization_barrier(to_table).T
     return sums, flat.reshape(hidden.shape), to_table
+
+
+def _gathered(own: Array, where: Where) -> Array:
+    """Of the tokens of all devices whose tokens a chunk takes."""
+    return jax.lax.all_gather(own, where.gathered, tiled=True) if where.gathered else own
+
+
+def _over_vocab(
+    part: Float[Array, "tokens embed"], where: Where
+) -> Float[Array, "own_tokens embed"]:
+    """Summed over the devices that split the vocabulary, for this device's own tokens of the chunk."""
+    if where.gathered:
+        part = jax.lax.psum_scatter(part, where.gathered, tiled=True)
+    axes = where.vocab_axis or ()
+    others = tuple(
+        axis for axis in ((axes,) if isinstance(axes, str) else axes) if axis not in where.gathered
+    )
+    return jax.lax.psum(part, others) if others else part
 
 
 def _over_chunks(
@@ -266,7 +284,8 @@ class _Form:
 def _form(
     layout: str, hidden: Hidden, table: Table, options: LossOptions, chunk_tokens: int, where: Where
 ) -> _Form:
-    tokens = min(chunk_tokens, hidden.size // hidden.shape[-1])
+    own_tokens = hidden.size // hidden.shape[-1]
+    tokens = min(chunk_tokens, own_tokens * int(jax.lax.psum(1, where.gathered)))
     call = LossCall(layout, hidden.dtype.name, tokens, hidden.shape[-1], table.shape[0])
     choice, target = choose_kernel(call, where.target or target_of(), where.kernels)
     if choice.name != "xla":

@@ -28,7 +28,7 @@ def product(
         extra.astype(jnp.float32)[None] if name == "bias" else extra
         for name, extra in extras.items()
     )
-    in_place = list(extras).index("residual") if epilogue.in_place else None
+    in_place = (list(extras).index("residual"),) if epilogue.in_place else ()
     kernel = TiledProduct(layout, finish_of(epilogue), (epilogue.out_dtype,), in_place)
     tiles = DEFAULT_TILES.updated(choice.config)
     return tiled_product(kernel, tiles, target, left, (right,), operands)[0]
