@@ -130,12 +130,14 @@ def _with_gradients(placement: Placement, axes: _Axes, settings: _Settings) -> C
 
 def _as_stored(to_table: jax.Array, axes: _Axes, dtype: Any) -> jax.Array:
     """A device's sum for its rows of the table, summed over the batch axes and split as the table is stored."""
-    summed = _summed(to_table, tuple(axis for axis in axes.rows if axis not in axes.stored))
+    split: jax.Array = _summed(
+        to_table, tuple(axis for axis in axes.rows if axis not in axes.stored)
+    )
     if axes.gathered:
-        return jax.lax.all_to_all(summed.astype(dtype), axes.gathered, 1, 0, tiled=True)
-    if axes.stored:
-        summed = jax.lax.psum_scatter(summed, axes.stored, scatter_dimension=1, tiled=True)
-    return summed.astype(dtype)
+        split = jax.lax.all_to_all(split.astype(dtype), axes.gathered, 1, 0, tiled=True)
+    elif axes.stored:
+        split = jax.lax.psum_scatter(split, axes.stored, scatter_dimension=1, tiled=True)
+    return split.astype(dtype)
 
 
 def _summed(tree: Any, axes: tuple[str, ...]) -> Any:
