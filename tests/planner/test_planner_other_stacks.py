@@ -11,9 +11,11 @@ from planner_truth.fit import Constants, Row, fit, seconds
 from planner_truth.quantities import run_of
 from published import FILE, a_case
 
+from jaxscale.hardware.catalogue import parse_cluster
 from jaxscale.planner.costs.schedules import other_stages, slowest_stage
+from jaxscale.planner.model.flops import active_weights
 from jaxscale.planner.model.parameters import num_parameters, parameter_groups
-from jaxscale.planner.model.shape import LatentAttention, ModelShape
+from jaxscale.planner.model.shape import Experts, LatentAttention, ModelShape
 from jaxscale.planner.model.sizes import mesh_columns, sizes_of
 from jaxscale.planner.model.workload import Workload
 from jaxscale.planner.vocabulary.formula import Number, Table
@@ -116,6 +118,54 @@ def test_latents_are_kept_and_what_follows_from_them_runs_again() -> None:
     tokens, stream, result = TOKENS / 4, 2 * 4096, 2 * 32 * 128 + 4 * 32
     kept = line(latent, "kept activations").value
     assert kept == 8 * tokens * (2 * stream + (1024 + 512 + 64) + result + 2 * LATENT.mlp)
+
+
+def test_queries_may_be_uncompressed() -> None:
+    """DeepSeek-V2-Lite (arXiv:2405.04434, appendix B.1): 15.7B parameters, of which a token meets 2.4B with both
+    tables."""
+    lite = ModelShape(
+        name="lite", layers=27, embed=2048, heads=16, kv_heads=16, head_dim=128, mlp=10944,
+        mlp_products=3, vocab=102400, tied=False,
+        experts=Experts(64, 6, 1408, shared=2, dense_layers=1, dense_mlp=10944),
+        latent=LatentAttention(query_rank=0, kv_rank=512, nope_dim=128, rope_dim=64, value_dim=128),
+    )  # fmt: skip
+    assert num_parameters(parameter_groups(lite)) == pytest.approx(15.7e9, rel=0.005)
+    assert active_weights(lite) + 102400 * 2048 == pytest.approx(2.4e9, rel=0.15)
+    found = in_order("v5p:2x2x1", Layout(fsdp=4, remat="dots"), lite, keeps_latent=True)
+    assert 0 < whole_seconds(found, "attention projections") < found.step_seconds
+
+
+def test_the_head_multiplies_in_16_bits() -> None:
+    wide, narrow = (
+        in_order("h100:1", Layout(), matmul_dtype=dtype) for dtype in ("bfloat16", "float8_e4m3fn")
+    )
+    name = "head and loss"
+    assert whole_seconds(wide, name) == pytest.approx(whole_seconds(narrow, name))
+    assert whole_seconds(narrow, "mlp") < whole_seconds(wide, "mlp")
+
+
+def test_weights_may_stay_narrow_from_one_microbatch_to_the_next() -> None:
+    """Three bytes for each element of gate, up and down less, in three passes of eight layers and four microbatches."""
+    again, kept = (
+        whole_seconds(
+            in_order(
+                "h100:1", Layout(microbatches=4), matmul_dtype="float8_e4m3fn", narrows_weights=each
+            ),
+            "mlp",
+        )
+        for each in (True, False)
+    )
+    memory = 0.85 * parse_cluster("h100:1").chip.hbm_bandwidth
+    saved = 3 * (3 * DENSE.embed * DENSE.mlp) * 3 * DENSE.layers * 4 / memory
+    assert again - kept == pytest.approx(saved)
+
+
+def test_what_layers_keep_may_wait_in_the_hosts_memory() -> None:
+    here, half = (
+        line(in_order("h100:1", Layout(), hosted=share), "kept activations").value
+        for share in (0, 0.5)
+    )
+    assert half == pytest.approx(here / 2)
 
 
 def routed(**changes: int) -> ModelShape:

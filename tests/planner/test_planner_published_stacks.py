@@ -49,6 +49,18 @@ def test_a_model_in_an_id_is_not_the_software() -> None:
     assert stack("dsv3").name == "deepseek"
 
 
+def test_megatron_on_gpus_after_ampere_is_megatron_core() -> None:
+    source = "NVIDIA/Megatron-LM README"
+    assert stack("x", source, hw="gpu.A100_80").name == "megatron"
+    assert stack("x", source, hw="gpu.H100").name == "megatron-core"
+
+
+def test_a_row_may_name_sequence_parallelism() -> None:
+    sheets = "arXiv:2311.05610"
+    assert not stack("x", sheets).sequence_parallel
+    assert stack("x", sheets, sequence_parallel=True).sequence_parallel
+
+
 def test_parameters_are_whole_over_context_in_megatron() -> None:
     """Two bytes an element as gradients are reduced, three quarters of it from others, there and back."""
     layout = Layout(context=4, data=2, zero=1)
@@ -110,6 +122,58 @@ def test_narrow_operands_are_kept_narrow() -> None:
     assert wide - narrow == DENSE.layers * TOKENS * saved
     assert stack("nemo", "nemo", compute_dtype="fp8").kept_bytes == 1
     assert stack("nemo", "nemo", compute_dtype="bf16").kept_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("experts", "given", "nodes", "hides"),
+    [
+        # Inside a node nothing is sent twice over the network.
+        (8, {"pipe": 2}, 0, 0),
+        (32, {}, 4, 0),
+        (32, {"pipe": 2}, 4, 0.6),
+    ],
+)
+def test_tokens_of_megatron_bridge_cross_to_a_node_once(
+    experts: int, given: dict[str, int], nodes: int, hides: float
+) -> None:
+    """And beside the products of another microbatch, where the pipeline interleaves."""
+    mesh = {"expert": experts, **given}
+    told = stack("nemo", "nemo", hw="gpu.H100", n_chips=64, mesh=mesh, virtual_stages=2)
+    assert (told.expert_nodes, told.overlap["tokens"]) == (nodes, hides)
+
+
+def test_a_rack_with_its_hosts_memory_keeps_activations_there() -> None:
+    given = {"n_chips": 64, "mesh": {"fsdp": 64}}
+    assert stack("nemo", "nemo", hw="gpu.GB200_NVL72", **given).hosted > 0
+    assert stack("nemo", "nemo", hw="gpu.B200", **given).hosted == 0
+    assert stack("nemo", "nemo", hw="gpu.GB200_NVL72", n_chips=64, mesh={"data": 64}).hosted == 0
+
+
+def test_integers_of_maxtext_are_scaled_by_a_pass_of_their_own() -> None:
+    assert stack("tr", matmul_dtype="int8").narrowing == stack("tt").narrowing == 5
+    assert stack("tr", matmul_dtype="fp8").narrowing == 3
+
+
+def test_a_note_may_say_that_attention_is_not_fused() -> None:
+    plain = a_case({"hw": "gpu.A100_80"}, id="pax-1", note="126M without flash attention")
+    assert software_of(plain).stack.attention == "unfused"
+    assert stack("pax", hw="gpu.A100_80").attention == "fused"
+
+
+def test_a_choice_says_the_rows_of_its_microbatch() -> None:
+    given = {
+        "hw": "gpu.A100_80", "n_chips": 8, "model": "llama2-7b", "seq": 2048, "zero": 1,
+        "global_batch_seqs": 64, "allowed_axes": ["data", "tensor"],
+    }  # fmt: skip
+    chosen = published_choice(
+        a_case(given, {"mesh": {"data": 8}, "microbatch": 1}, source="arXiv:2311.05610"), FILE
+    )
+    mesh, rows = chosen["mesh"], chosen["microbatch"]
+    assert isinstance(mesh, Chosen)
+    assert isinstance(rows, Chosen)
+    assert isinstance(mesh.value, dict)
+    passes = 64 / (mesh.value.get("data", 1) * rows.value)
+    assert passes == int(passes)
 
 
 def test_weights_may_be_in_16_bits() -> None:

@@ -4,7 +4,7 @@ A matrix product takes its FLOPs over what the chip reaches, and the traffic of 
 bandwidth: large products are bound by the first, thin ones (small widths, few tokens) lose to the second.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jaxscale.planner.model.flops import head_widths
 from jaxscale.planner.model.shape import Experts, LatentAttention, ModelShape
@@ -15,19 +15,27 @@ from jaxscale.planner.vocabulary.stack import Stack
 
 @dataclass(frozen=True)
 class Speeds:
-    """flops: of matrix products, reached. attention: of fused attention. memory: bytes/s. multiprocessors: of a GPU.
+    """flops: of matrix products, reached; wide_flops: of those in 16 bits. attention: of fused attention. memory:
+    bytes/s. multiprocessors: of a GPU.
 
-    narrowing: bytes through memory to make an element of a product's operands narrower (8-bit products), else 0.
-    array: rows and columns of a TPU's matrix unit, else 0.
+    narrowing: bytes through memory to make an element of a product's operands narrower (8-bit products), else 0;
+    narrows_weights: weights, too, and not once a step. array: rows and columns of a TPU's matrix unit, else 0.
     """
 
     flops: Formula
+    wide_flops: Formula
     attention_forward: Formula
     attention_backward: Formula
     memory: Formula
     multiprocessors: int = 0
     narrowing: float = 0
+    narrows_weights: bool = True
     array: int = 0
+
+    @property
+    def wide(self) -> "Speeds":
+        """Of products whose operands stay as wide as activations."""
+        return replace(self, flops=self.wide_flops, narrowing=0)
 
 
 @dataclass(frozen=True)
@@ -65,11 +73,15 @@ def layer_parts(shape: ModelShape, sizes: Sizes, stack: Stack, speeds: Speeds) -
 
 
 def head_part(shape: ModelShape, sizes: Sizes, stack: Stack, speeds: Speeds) -> Part:
-    """Logits and loss: one product, and the logits through memory, forward and backward."""
+    """Logits and loss: one product, and the logits through memory, forward and backward.
+
+    Nobody multiplies logits in 8 bits: MaxText (layers/decoders.py, "We do not quantize the logits matmul"), torchtitan
+    (`filter_fqns`: `output`), Megatron-Core (`output_layer` is no layer of Transformer Engine).
+    """
     tensor = sizes.mesh.tensor
     width = Number(shape.vocab, "vocab") / tensor
     product = _product(
-        sizes.tokens, Number(shape.embed, "embed"), width, stack.compute_bytes, speeds
+        sizes.tokens, Number(shape.embed, "embed"), width, stack.compute_bytes, speeds.wide
     )
     through = sizes.tokens * width * stack.logit_bytes / speeds.memory
     return Part("head and loss", product + through, 2 * product + through)
@@ -94,16 +106,16 @@ def _latent_products(
     """Seconds of the products down to the latent ones and of the result's, and of those up from them."""
     key_dim = latent.nope_dim + latent.rope_dim
     tensor = sizes.mesh.tensor
+    embed = Number(shape.embed, "embed")
+    queries = Number(shape.heads * key_dim, "queries") / tensor
+    rank = Number(latent.query_rank, "query rank")
     down = (
-        (Number(shape.embed, "embed"), Number(latent.query_rank, "query rank")),
-        (Number(shape.embed, "embed"), Number(latent.kv_rank + latent.rope_dim, "kv rank")),
-        (Number(shape.heads * latent.value_dim, "heads") / tensor, Number(shape.embed, "embed")),
+        (embed, rank if latent.query_rank else queries),
+        (embed, Number(latent.kv_rank + latent.rope_dim, "kv rank")),
+        (Number(shape.heads * latent.value_dim, "heads") / tensor, embed),
     )
     up = (
-        (
-            Number(latent.query_rank, "query rank"),
-            Number(shape.heads * key_dim, "queries") / tensor,
-        ),
+        *(((rank, queries),) if latent.query_rank else ()),
         (
             Number(latent.kv_rank, "kv rank"),
             Number(shape.heads * (latent.nope_dim + latent.value_dim), "keys, values") / tensor,
@@ -209,7 +221,9 @@ def _routed_mlp(
     rows = chosen * (2 * shape.mlp_products * (embed + inner))
     # Rows are put in the order of their experts and back: read and written twice.
     moved = chosen * (_MOVED_BYTES * embed)
-    narrowed = speeds.narrowing * (weights / 2 + chosen * (embed + inner))
+    narrowed = speeds.narrowing * (chosen * (embed + inner))
+    if speeds.narrows_weights:
+        narrowed = narrowed + speeds.narrowing * (weights / 2)
     products = flops / (speeds.flops * Number(stack.grouped_speed, "grouped"))
     products = products * _filling(embed, speeds) * _filling(inner, speeds)
     forward = share * (products + (weights + rows + moved + narrowed) / speeds.memory)
@@ -259,7 +273,8 @@ def _product(
     """
     traffic = num_bytes * (rows * inner + inner * outer + rows * outer)
     if speeds.narrowing:
-        traffic = traffic + speeds.narrowing * (rows * inner + inner * outer)
+        narrowed = rows * inner + inner * outer if speeds.narrows_weights else rows * inner
+        traffic = traffic + speeds.narrowing * narrowed
     seconds = 2 * rows * inner * outer / speeds.flops
     seconds = seconds * _filling(inner, speeds) * _filling(outer, speeds)
     if speeds.multiprocessors:

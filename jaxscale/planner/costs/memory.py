@@ -97,7 +97,8 @@ def _activations(
     pipeline the first stage has microbatches in flight and no logits, the last has one microbatch and the logits.
     """
     pipeline = sizes.mesh.pipeline
-    layer = Named(kept_bytes(shape, sizes, stack, remat), "B a layer")
+    kept = kept_bytes(shape, sizes, stack, remat)
+    layer = Named(kept * Number(1 - stack.hosted, "here") if stack.hosted else kept, "B a layer")
     once = sizes.stage_layers * layer if remat != "offload" else Number(0)
     # What a stage sent on lies beside, where nothing frees it (Korthikanti et al. 2022, appendix B).
     sent = sizes.tokens * Number(shape.embed * stack.compute_bytes, "B of embed")

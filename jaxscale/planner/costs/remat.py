@@ -74,7 +74,7 @@ def kept_bytes(shape: ModelShape, sizes: Sizes, stack: Stack, remat: Remat) -> F
             attention = attention - Number(result, "B computed again") / split
         results = {"dots": shape.mlp_products - 1, "projections": 0, "alternate": 1}[remat]
         if remat == "dots" and stack.keeps_latent and shape.latent is not None:
-            attention = _latent_bytes(shape.latent, stack) + Number(result, "B") / split
+            attention = _latent_bytes(shape, shape.latent, stack) + Number(result, "B") / split
         if remat == "dots" and stack.kept_bytes:
             inner = inner * Number(stack.kept_bytes / stack.compute_bytes, "narrower")
         kept = attention + results * inner
@@ -126,9 +126,10 @@ def attention_bytes(shape: ModelShape, stack: Stack) -> float:
     return width * stack.compute_bytes + 4 * shape.heads
 
 
-def _latent_bytes(latent: LatentAttention, stack: Stack) -> Formula:
+def _latent_bytes(shape: ModelShape, latent: LatentAttention, stack: Stack) -> Formula:
     """Of a token: queries, keys and values before the products up. Every device of `tensor` has them."""
-    width = latent.query_rank + latent.kv_rank + latent.rope_dim
+    queries = latent.query_rank or shape.heads * (latent.nope_dim + latent.rope_dim)
+    width = queries + latent.kv_rank + latent.rope_dim
     return Number(width * (stack.kept_bytes or stack.compute_bytes), "B latent")
 
 

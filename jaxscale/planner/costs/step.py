@@ -128,16 +128,18 @@ def _passes(
 def speeds_of(cluster: Cluster, stack: Stack, efficiency: Efficiency) -> Speeds:
     peak = cluster.chip.peak_flops
     reached = efficiency.products * efficiency.power * stack.efficiency
-    # Fused attention multiplies in 16 bits whatever the weights' products do.
+    # Fused attention and the head multiply in 16 bits whatever the other products do.
     wide = Number(peak["bfloat16" if stack.compute_bytes < 4 else "float32"], "FLOP/s")
     attention = reached * stack.attention_speed
     return Speeds(
         flops=Number(peak[stack.matmul_dtype], "FLOP/s") * Number(reached, "reached"),
+        wide_flops=wide * Number(reached, "reached"),
         attention_forward=wide * Number(attention * efficiency.attention_forward, "reached"),
         attention_backward=wide * Number(attention * efficiency.attention_backward, "reached"),
         multiprocessors=cluster.chip.multiprocessors,
         array=matrix_unit(cluster),
         narrowing=stack.narrowing if stack.matmul_dtype in _NARROW else 0,
+        narrows_weights=stack.narrows_weights,
         memory=Number(cluster.chip.hbm_bandwidth, "B/s") * Number(efficiency.memory, "reached"),
     )
 

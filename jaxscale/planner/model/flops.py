@@ -38,6 +38,8 @@ def latent_weights(shape: ModelShape, latent: LatentAttention) -> int:
     """DeepSeek-V2, arXiv:2405.04434, equations 9 to 19."""
     key_dim = latent.nope_dim + latent.rope_dim
     queries = latent.query_rank * (shape.embed + shape.heads * key_dim)
+    if not latent.query_rank:
+        queries = shape.embed * shape.heads * key_dim
     down = shape.embed * (latent.kv_rank + latent.rope_dim)
     up = latent.kv_rank * shape.heads * (latent.nope_dim + latent.value_dim)
     return queries + down + up + shape.heads * latent.value_dim * shape.embed

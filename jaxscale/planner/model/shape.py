@@ -20,7 +20,10 @@ class Experts:
 
 @dataclass(frozen=True)
 class LatentAttention:
-    """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, section 2.1): low-rank queries, keys and values."""
+    """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, section 2.1): low-rank queries, keys and values.
+
+    query_rank: 0 where queries are not compressed (DeepSeek-V2-Lite, appendix B).
+    """
 
     query_rank: int
     kv_rank: int

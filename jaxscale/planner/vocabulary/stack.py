@@ -20,6 +20,7 @@ class Stack:
     leaves out of a recomputation what nothing needs (the last product of the MLP, the product with values).
     host_seconds: time of a step that the devices wait for the host. narrowing: bytes through memory to make an
     element of an operand 8 bits wide: read and written, and 2 more where the scale takes a pass of its own.
+    narrows_weights: every pass does that to its weights; else they are kept narrow from one step to the next.
 
     Bytes an element: param_bytes as parameters are stored, compute_bytes of activations, gather_bytes of parameters on
     the way, gradient_bytes as gradients are kept, reduce_bytes as they are summed over devices, adding_bytes: through
@@ -33,7 +34,8 @@ class Stack:
     products behind them run again. kept_bytes: an element of the operands of products that it keeps, where those are
     narrower than activations (0: they are not). keeps_attention: whether the `dots` policy keeps what fused
     attention's backward pass needs. wide_products: how much wider than an activation the results are that the `dots`
-    policy keeps (what integers add up to). gathers: what is gathered at a time. regather: whether the backward pass
+    policy keeps (what integers add up to). hosted: the share of what layers keep that waits in the host's memory, sent
+    and fetched beside compute. gathers: what is gathered at a time. regather: whether the backward pass
     gathers parameters again (ZeRO stage 3). loss_chunk: tokens whose logits exist at one time (0: all of a
     microbatch). overhead_bytes: of the framework, that no formula has (context, communication buffers,
     fragmentation).
@@ -63,6 +65,7 @@ class Stack:
     name: str
     efficiency: float = 1.0
     narrowing: float = 3
+    narrows_weights: bool = True
     matmul_dtype: str = "bfloat16"
     param_bytes: float = 4
     compute_bytes: float = 2
@@ -90,6 +93,7 @@ class Stack:
     kept_bytes: float = 0
     keeps_attention: bool = True
     wide_products: float = 1
+    hosted: float = 0
     prunes: bool = False
     scatters: bool = True
     narrow: int = 0

@@ -14,7 +14,7 @@ from jaxscale.planner.vocabulary.layout import AXES
 from jaxscale.planner.vocabulary.prediction import Prediction
 from planner_truth.cases import Case, CaseFile, Unsupported
 from planner_truth.clusters import clusters_of
-from planner_truth.layouts import OPEN_REMATS, OPEN_ROWS, batches
+from planner_truth.layouts import OPEN_REMATS, OPEN_ROWS, batches, shards
 from planner_truth.meshes import axis_name, given_mesh, named_mesh, parse_mesh
 from planner_truth.models import sequence_of
 from planner_truth.reasons import why
@@ -51,6 +51,9 @@ def published_choice(case: Case, file: CaseFile) -> dict[str, Predicted]:
         "mesh": chosen({axis: size for axis, size in layout.mesh.items() if size > 1}),
         "remat": chosen(layout.remat),
         "per_chip_batch_seqs": rows,
+        "microbatch": chosen(
+            asked.workload.global_batch / (layout.microbatches * shards(layout.mesh))
+        ),
         "fits": published.fits,
     }
     return {name: value for name, value in values.items() if name in case.expected}

@@ -26,7 +26,8 @@ class Software:
     without a pipeline and without a word about accumulation, a step is one pass. schedules: that it had to choose from.
     has_virtual: runs interleave, though rows do not say so.
     rule: how its authors say that they chose a layout. kernels: the stack whose products it runs, where its constant is
-    not theirs.
+    not theirs. sends_once: of tokens that experts of several devices of another node want, one copy goes there, and
+    where a pipeline interleaves it does so beside another microbatch's products.
     """
 
     stack: Stack
@@ -41,6 +42,7 @@ class Software:
     whole_batch: bool = True
     rule: str = ""
     kernels: str = ""
+    sends_once: bool = False
 
 
 MAXTEXT = Software(
@@ -222,6 +224,12 @@ MEGATRON_CORE = replace(
         elementwise=1.0,
         # Products add to the fp32 sum as they write it: read and written once.
         adding_bytes=8,
+        # Transformer Engine makes weights narrower in the first microbatch only (`is_first_microbatch`,
+        # megatron/core/extensions/transformer_engine.py), or the optimizer does (`fp8_param`).
+        narrows_weights=False,
+        # Llama 3.1 405B's 126 layers and Qwen3 235B's 94 leave places for both tables
+        # (`account_for_embedding_in_pipeline_split`); DeepSeek-V3's 61 are written out, fewer on the last stage.
+        partition="slots",
         source="Megatron-Core: Transformer Engine, distributed optimizer, gradients, parameters, keys and values and"
         " tensor parallelism overlapped (its guides 'Communication overlap' and 'Megatron FSDP'); devices of context"
         " parallelism all have the parameters, and sum their gradients with data parallelism's;"
@@ -243,6 +251,9 @@ NEMO = replace(
         source=f"{MEGATRON_CORE.stack.source}; gradients are kept and summed in 16 bits, and the fused loss writes its"
         " gradient over 16-bit logits (NVIDIA-NeMo/Megatron-Bridge, perf_recipes/_common.py, _benchmark_common)",
     ),
+    # DeepEP and HybridEP (`moe_flex_dispatcher_backend`), `overlap_moe_expert_parallel_comm`: perf_recipes/ of
+    # DeepSeek-V3 and Qwen3, where experts are on several nodes.
+    sends_once=True,
 )
 LLAMA3 = replace(
     MEGATRON_CORE,
@@ -260,6 +271,29 @@ LLAMA3 = replace(
     remat="none",
     zero=2,
     schedule="interleaved",
+)
+# What its sheets do not say is from the paper: Megatron's split products without sequence parallelism (where a sheet
+# does not name it), 1F1B, ZeRO 1. 16-bit gradients follow from its runs: 13B whole on each of 64 GPUs (26.7 GB at two
+# bytes) fits 80 GB beside 14 GB of activations, and at four would not. PyTorch without a compiler: nothing fuses, and
+# SwiGLU keeps silu(gate) beside gate, up and their product.
+ALEPH_ALPHA = replace(
+    MEGATRON_CORE,
+    stack=replace(
+        MEGATRON_CORE.stack,
+        name="aleph-alpha",
+        overlap=_NOTHING_HIDES,
+        sequence_parallel=False,
+        elementwise=LLM_FOUNDRY.stack.elementwise,
+        plain_mlp=1.0,
+        gradient_bytes=2,
+        reduce_bytes=2,
+        adding_bytes=6,
+        source="Hagemann et al. 2023 (arXiv:2311.05610) and its sheets. That nothing hides is assumed",
+    ),
+    flops="6N+12LTD",
+    remat="none",
+    has_virtual=False,
+    schedules=("1f1b",),
 )
 DEEPSEEK = Software(
     Stack(
@@ -313,6 +347,7 @@ BY_SOURCE = (
     (r"torchtitan", TORCHTITAN),
     (r"bigscience|neox|deepspeed|mt-nlg|turing", MEGATRON_DEEPSPEED),
     (r"deepseek", DEEPSEEK),
+    (r"aleph.?alpha|2311\.05610", ALEPH_ALPHA),
     (r"llama.?3 paper|2407.21783|herd of models", LLAMA3),
     # NeMo AutoModel is PyTorch's FSDP2, and so is what names nothing of these.
     (r"megatron.?bridge|nemo(?!\W*automodel)", NEMO),

@@ -3,11 +3,12 @@
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from math import prod
 
 from jaxscale.planner.costs import calibration
 from jaxscale.planner.vocabulary.stack import Stack
 from planner_truth.cases import Case
-from planner_truth.clusters import tpu_family
+from planner_truth.clusters import clusters_of, tpu_family
 from planner_truth.figures import DTYPES
 from planner_truth.meshes import given_mesh
 from planner_truth.software import (
@@ -16,6 +17,7 @@ from planner_truth.software import (
     DEEPSPEED,
     MAXTEXT,
     MEGATRON,
+    MEGATRON_CORE,
     NCCL_HIDES,
     TORCHTITAN,
     Software,
@@ -28,13 +30,39 @@ def software_of(case: Case) -> Software:
     software = known or _by_hardware(case)
     if software is MEGATRON and given_mesh(case.given).get("fsdp", 1) > 1:
         software = DEEPSPEED  # Megatron has no ZeRO 3: those rows are of what it is compared with.
+    if software is MEGATRON and re.search(
+        r"h[128]00|b[23]00", str(case.given.get("hw", "")).lower()
+    ):
+        software = (
+            MEGATRON_CORE  # What Megatron was on A100 in 2021 and 2022 never ran on later GPUs.
+        )
     name = software.stack.name
     stack = replace(
         software.stack,
         efficiency=stack_efficiency(software.kernels or name) if known else 1.0,
         gather_share=calibration.GATHER_SHARE.get(name, 1.0),
     )
+    if software.sends_once:
+        stack = _with_exchange(stack, case)
     return replace(software, stack=_as_run(stack, case))
+
+
+def _with_exchange(stack: Stack, case: Case) -> Stack:
+    """Experts of several nodes: a token goes to each node once (`Software.sends_once`).
+
+    Sent beside products, NCCL's kernels take from them as those of FSDP do.
+    """
+    mesh = given_mesh(case.given)
+    experts = mesh.get("expert", 1)
+    if experts == 1:
+        return stack
+    inside = prod(dim.size for dim in next(clusters_of(case)).dims if not dim.slow)
+    nodes = -(-experts // inside)
+    if nodes == 1:
+        return stack
+    overlaps = mesh.get("pipeline", 1) > 1 and int(case.given.get("virtual_stages", 1)) > 1
+    share = NCCL_HIDES["fsdp"] if overlaps else stack.overlap["tokens"]
+    return replace(stack, expert_nodes=nodes, overlap={**stack.overlap, "tokens": share})
 
 
 def _by_source(case: Case) -> Software | None:
@@ -59,6 +87,8 @@ def _as_run(stack: Stack, case: Case) -> Stack:
         _with_gradient_dtype,
         _with_weight_dtype,
         _with_loss,
+        _with_attention,
+        _with_host,
         _with_sharding,
         _with_tensor_options,
     ):
@@ -73,15 +103,19 @@ def _with_dtypes(stack: Stack, case: Case) -> Stack:
     names = ("fp8", "float8", "int8", "bf16", "fp16")
     kind = next((DTYPES[name] for name in names if name in words), stack.matmul_dtype)
     gather = 1.0 if re.search(r"(fp8|float8) all-?gather", words) else stack.gather_bytes
-    # AQT adds up products of 8-bit integers in 32 bits, and that is what MaxText's `minimal` of 2024 keeps
-    # (`checkpoint_dots_with_no_batch_dims`; its other policies name 16-bit arrays).
-    wide = 2.0 if kind == "int8" and stack.name == "maxtext" else stack.wide_products
+    if kind == "int8" and stack.name == "maxtext":
+        stack = _by_aqt(stack)
     # Transformer Engine keeps the operands of its products as it multiplied them.
     narrow = stack.name == "megatron-core" and DTYPES["fp8"] == kind
     kept = 1.0 if narrow else stack.kept_bytes
-    return replace(
-        stack, matmul_dtype=kind, gather_bytes=gather, wide_products=wide, kept_bytes=kept
-    )
+    return replace(stack, matmul_dtype=kind, gather_bytes=gather, kept_bytes=kept)
+
+
+def _by_aqt(stack: Stack) -> Stack:
+    """AQT adds up products of 8-bit integers in 32 bits, and that is what MaxText's `minimal` of 2024 keeps
+    (`checkpoint_dots_with_no_batch_dims`; its other policies name 16-bit arrays). Its scale is the largest value of the
+    array as it is: a pass of its own (aqt/jax/v2/calibration.py, AbsMaxCalibration)."""
+    return replace(stack, wide_products=2.0, narrowing=5)
 
 
 def _with_gradient_dtype(stack: Stack, case: Case) -> Stack:
@@ -111,6 +145,24 @@ def _with_loss(stack: Stack, case: Case) -> Stack:
     return stack
 
 
+def _with_attention(stack: Stack, case: Case) -> Stack:
+    """A row that says that it ran without flash attention."""
+    if re.search(r"(without|no) flash.?attention", case.note.lower()):
+        return replace(stack, attention="unfused", causal_skip=False)
+    return stack
+
+
+def _with_host(stack: Stack, case: Case) -> Stack:
+    """Megatron FSDP on GB200 keeps activations of up to three quarters of its layers on the host instead of computing
+    them again: `cpu_offloading_num_layers` is 40 of Llama 3 70B's 80 and 95 of 405B's 126 (Megatron Bridge,
+    perf_recipes/llama/gb200; NeMo, model_configs_gb200.csv). Half of 70B's, 156 GB, take 0.7 s at 225 GB/s one way
+    (two GPUs share NVLink-C2C's 900 both ways), a forward pass 1.2."""
+    is_there = "gb200" in str(case.given.get("hw", "")).lower()
+    if stack.name == "megatron-core" and is_there and given_mesh(case.given).get("fsdp", 1) > 1:
+        return replace(stack, hosted=0.75)
+    return stack
+
+
 def _with_sharding(stack: Stack, case: Case) -> Stack:
     """FSDP's SHARD_GRAD_OP, and torchtitan in a pipeline, keep gathered parameters until the backward pass.
 
@@ -126,6 +178,9 @@ def _with_sharding(stack: Stack, case: Case) -> Stack:
 
 def _with_tensor_options(stack: Stack, case: Case) -> Stack:
     """Asynchronous tensor parallelism, Megatron's sequence parallelism, and MaxText before its fused attention."""
+    said = case.given.get("sequence_parallel")
+    if isinstance(said, bool):
+        return replace(stack, sequence_parallel=said)
     if stack.name == "torchtitan" and "asynctp" in f"{case.id} {case.note}".lower():
         return replace(stack, overlap={**stack.overlap, "tensor": 1.0})
     if stack.name == "megatron":
