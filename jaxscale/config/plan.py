@@ -70,6 +70,11 @@ class Plan(Section):
         {}, description="logical axis -> mesh axes, over the built-in table"
     )
 
+    compiler_options: dict[str, str | bool | int | float | None] = Field(
+        {},
+        description="XLA option -> value for the train step, over jaxscale's own; null: without that one of them",
+    )
+
     @field_validator("kernels")
     @classmethod
     def _known_ops(cls, kernels: str | dict[str, str]) -> str | dict[str, str]:

@@ -21,7 +21,7 @@ from jaxscale.models.architecture import Architecture, LayerKind
 from jaxscale.models.cache import KVCache, write
 from jaxscale.models.context import ForwardContext, constrain, forward_context
 from jaxscale.models.layers import NORMAL, ZEROS, RMSNorm, named, parameter, residual_init
-from jaxscale.models.products import project
+from jaxscale.models.products import project, project_each
 from jaxscale.models.rope import Rotation, rotate
 
 _ROWS = ("batch", "sequence")
@@ -92,9 +92,9 @@ class Attention(nnx.Module):
         return (out + self.output_bias[...] if self.arch.output_biases else out), cache
 
     def _project(self, x: jax.Array, rotation: Rotation | None) -> tuple[jax.Array, ...]:
-        query = project(x, self.query[...], ("embed", "heads", "head_dim"))
-        key = project(x, self.key[...], ("embed", "kv_heads", "head_dim"))
-        value = project(x, self.value[...], ("embed", "kv_heads", "head_dim"))
+        heads, kv_heads = ("embed", "heads", "head_dim"), ("embed", "kv_heads", "head_dim")
+        weights = (self.query[...], heads), (self.key[...], kv_heads), (self.value[...], kv_heads)
+        query, key, value = project_each(x, weights)
         if self.arch.qkv_bias:
             query, key = query + self.query_bias[...], key + self.key_bias[...]
             value = value + self.value_bias[...]

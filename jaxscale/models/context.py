@@ -35,6 +35,11 @@ class BlockHook(Protocol):
     ) -> BlockFunction:
         """The function on arrays of the whole mesh."""
 
+    def each(
+        self, function: BlockFunction, operands: Sequence[Axes], outs: Sequence[Axes]
+    ) -> BlockFunction:
+        """The same for a function whose results are a list, one of x and each weight."""
+
     def shape(self, shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:
         """Sizes of a device's block of an array of the whole mesh."""
 
@@ -46,6 +51,12 @@ class _Whole:
         self, function: BlockFunction, operands: Sequence[Axes], out: Axes
     ) -> BlockFunction:
         del operands, out
+        return function
+
+    def each(
+        self, function: BlockFunction, operands: Sequence[Axes], outs: Sequence[Axes]
+    ) -> BlockFunction:
+        del operands, outs
         return function
 
     def shape(self, shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:
@@ -72,6 +83,8 @@ class ForwardContext:
     wrap_block: applies the rematerialization policy to the scanned block.
     over_heads: runs a function (query, key, value, segment ids) on each device's own heads.
     on_blocks: runs a function on each device's own blocks of its operands (see `BlockHook`).
+    writes_collectives: whether all products with weights go through `on_blocks`, not only those of kernels: else the
+    compiler's partitioner places the collectives of XLA's own.
     kernels: implementation by op name (`{"attention": "xla"}`), or one word for all ops; see `wanted`.
     layer_unroll: layers traced per iteration of the layer scan.
     local: whether arrays are whole on one device, so that kernels may choose their layout.
@@ -83,6 +96,7 @@ class ForwardContext:
     wrap_block: Callable[[BlockFunction], BlockFunction] = _keep_residuals
     over_heads: Callable[[BlockFunction], BlockFunction] = _on_all_heads
     on_blocks: "BlockHook" = _WHOLE
+    writes_collectives: bool = False
     kernels: Mapping[str, str] | str = field(default_factory=dict)
     layer_unroll: int = 1
     local: bool = False

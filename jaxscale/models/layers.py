@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxscale.models.architecture import Architecture
 from jaxscale.models.context import constrain
-from jaxscale.models.products import fused_mlp, project
+from jaxscale.models.products import fused_mlp, project, project_each
 
 STANDARD_DEVIATION = 0.02
 # Intermediates of a block that a rematerialization policy can keep or offload, by name.
@@ -176,12 +176,13 @@ class MLP(nnx.Module):
 
     def _hidden(self, x: jax.Array) -> jax.Array:
         activation = ACTIVATIONS[self.activation]
-        up = project(x, self.up[...], ("embed", "mlp"))
+        inward = [self.up, self.gate] if self.gated else [self.up]
+        up, *gates = project_each(x, [(weight[...], ("embed", "mlp")) for weight in inward])
         up = up + self.up_bias[...] if self.biased else up
         up = named(constrain(up, "batch", "sequence", "mlp"), "mlp_up")
         if not self.gated:
             return activation(up)
-        gate = constrain(project(x, self.gate[...], ("embed", "mlp")), "batch", "sequence", "mlp")
+        gate = constrain(gates[0], "batch", "sequence", "mlp")
         return activation(named(gate, "mlp_gate")) * up
 
 

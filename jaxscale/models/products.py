@@ -4,7 +4,7 @@ Whatever the mesh, a choice is made for the sizes of one device's blocks.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -17,7 +17,29 @@ from jaxscale.kernels.target import target_of
 from jaxscale.models.context import Axes, ForwardContext, forward_context
 
 _ROWS: Axes = ("batch", "sequence")
-_RESIDUAL: Axes = (*_ROWS, "embed_activation")
+_RESIDUAL: Axes = ("batch", "norm_sequence", "embed_activation")
+Weight = tuple[jax.Array, Axes]
+
+
+def project_each(
+    x: Float[Array, "batch sequence embed"], weights: Sequence[Weight]
+) -> list[jax.Array]:
+    """The residual stream times each weight, which comes with its logical axes; on a mesh gathered for all at once."""
+    context = forward_context()
+    kernels = [_kernels(context, x, weight, axes, 1) for weight, axes in weights]
+    if all(each.are_xla for each in kernels) and not context.writes_collectives:
+        return [_by_xla(context, x, weight) for weight, _ in weights]
+
+    def run(x: jax.Array, *blocks: jax.Array) -> list[jax.Array]:
+        return [
+            matmul.matmul(x, block, kernels=chosen, target=context.target)
+            for block, chosen in zip(blocks, kernels, strict=True)
+        ]
+
+    outs = [_activation(axes[1:]) for _, axes in weights]
+    on_blocks = context.on_blocks.each(run, (_RESIDUAL, *(axes for _, axes in weights)), outs)
+    results: list[jax.Array] = on_blocks(x, *(weight for weight, _ in weights))
+    return results
 
 
 def project(
@@ -29,10 +51,9 @@ def project(
     """X times a weight with these logical axes, over the last `num_inward` dims of x."""
     context = forward_context()
     kernels = _kernels(context, x, weight, axes, num_inward)
-    if kernels.are_xla:
-        platform = context.platform
-        return linear(x, weight, num_inward=num_inward, local=context.local, platform=platform)
-    run = partial(matmul.matmul, num_inward=num_inward, kernels=kernels)
+    if kernels.are_xla and not context.writes_collectives:
+        return _by_xla(context, x, weight, num_inward)
+    run = partial(matmul.matmul, num_inward=num_inward, kernels=kernels, target=context.target)
     operands = (_activation(axes[:num_inward]), axes)
     on_blocks: Callable[..., jax.Array] = context.on_blocks(
         run, operands, _activation(axes[num_inward:])
@@ -69,6 +90,14 @@ def fused_mlp(
     return on_blocks(x, gate, up, down)
 
 
+def _by_xla(
+    context: ForwardContext, x: jax.Array, weight: jax.Array, num_inward: int = 1
+) -> jax.Array:
+    """The plain product, which the compiler partitions."""
+    platform = context.platform
+    return linear(x, weight, num_inward=num_inward, local=context.local, platform=platform)
+
+
 def _kernels(
     context: ForwardContext, x: jax.Array, weight: jax.Array, axes: Axes, num_inward: int
 ) -> matmul.Kernels:
@@ -88,4 +117,4 @@ def _block_rows(context: ForwardContext, x: jax.Array) -> tuple[int, int]:
 
 def _activation(axes: Axes) -> Axes:
     """Axes of an activation that meets, or leaves, these dims of a weight."""
-    return (*_ROWS, *("embed_activation" if axis == "embed" else axis for axis in axes))
+    return _RESIDUAL if axes == ("embed",) else (*_ROWS, *axes)

@@ -1,8 +1,10 @@
-"""Kernels on a mesh: each device runs them on its own blocks, with the collectives of its product written out.
+"""Products on a mesh: each device runs them on its own blocks, with the collectives of its product written out.
 
-Rows stay on the devices that have them. A weight's dims that are split for storage alone (`embed`, or whatever shares
-mesh axes with the rows) are gathered before the kernel, so that its gradient is scattered after; the others (`heads`,
-`mlp`) stay split, as Megatron splits a layer, and what a device has summed in part is summed over them.
+Rows of the batch stay on the devices that have them. A weight's dims that are split for storage alone (`embed`, or
+whatever shares mesh axes with the rows) are gathered before the product, and its gradient is scattered after; the
+others (`heads`, `mlp`) stay split, as Megatron splits a layer, and what a device has summed in part is summed over
+them. Between the split products a sequence is split as well (`norm_sequence`; Korthikanti et al. 2022): it is gathered
+once before the first ones, and what the last ones have summed in part is scattered over it.
 """
 
 from collections.abc import Sequence
@@ -13,14 +15,17 @@ import jax
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxscale.kernels.attention.residuals import is_residual
-from jaxscale.kernels.residuals import is_product
+from jaxscale.kernels.residuals import is_product, product_residual
 from jaxscale.models.context import Axes, BlockFunction
 
 MeshAxes = tuple[str, ...]
+Dims = tuple[MeshAxes, ...]
 # A weight's dim with this name is met by an activation's `embed_activation`.
 _STORED, _MET = "embed", "embed_activation"
-# What a map with gathered weights keeps for its backward pass, beside its operands: they are gathered again, or every
-# layer's would stay whole until its gradient is formed.
+# An activation's dim with this name is split between the products of a layer, and whole inside them.
+_BETWEEN = "norm_sequence"
+# What a map that gathers keeps for its backward pass, beside its operands: they are gathered again, or every layer's
+# would stay whole until its gradient is formed.
 _KEPT = jax.checkpoint_policies.save_from_both_policies(is_product, is_residual)
 
 
@@ -39,6 +44,20 @@ class Layout(Protocol):
 
 
 @dataclass(frozen=True)
+class _Result:
+    """How a result leaves its map. split: mesh axes of its dims. summed: over which a device has a part of its sum;
+    scattered: those of them that leave it split along dim 1."""
+
+    split: Dims
+    summed: MeshAxes
+    scattered: MeshAxes
+
+    @property
+    def spec(self) -> PartitionSpec:
+        return _spec(self.split)
+
+
+@dataclass(frozen=True)
 class Blocks:
     """The hook of a placement (see `models.context.BlockHook`)."""
 
@@ -48,33 +67,24 @@ class Blocks:
         self, function: BlockFunction, operands: Sequence[Axes], out: Axes
     ) -> BlockFunction:
         """`function` of x and of weights, or of more activations, on blocks; gradients go through it."""
-        placement = self.placement
-        if placement.is_local:
+        if self.placement.is_local:
             return function
-        split = [tuple(self._mesh_axes(axis) for axis in axes) for axes in operands]
-        gathered = [
-            tuple(() if "batch" in axes else self._gathered(axis) for axis in axes)
-            for axes in operands[1:]
-        ]
-        out_split = tuple(self._mesh_axes(axis) for axis in out)
-        summed = _summed(split, gathered, out_split)
-
-        def local(x: jax.Array, *others: jax.Array) -> jax.Array:
-            whole = (_gather(each, axes) for each, axes in zip(others, gathered, strict=True))
-            result = function(x, *whole)
-            return _sum_over(summed, placement, result) if summed else result
-
-        gathers = any(axes for dims in gathered for axes in dims)
-        specs = tuple(PartitionSpec(*(axes or None for axes in dims)) for dims in split)
-        mapped: BlockFunction = jax.shard_map(
-            jax.checkpoint(local, policy=_KEPT, prevent_cse=False) if gathers else local,
-            mesh=None if placement.manual else placement.mesh,
-            in_specs=specs,
-            out_specs=PartitionSpec(*(axes or None for axes in out_split)),
-            axis_names=placement.automatic_axes,
-            check_vma=False,  # Pallas calls do not say over which axes their results vary.
+        mapped = self._mapped(
+            lambda *blocks: [function(*blocks)], operands, [self._result(operands, out)]
         )
-        return mapped
+        return lambda *arrays: mapped(*arrays)[0]
+
+    def each(
+        self, function: BlockFunction, operands: Sequence[Axes], outs: Sequence[Axes]
+    ) -> BlockFunction:
+        """The same for a list of results, one of x and each weight: what x is gathered for is gathered once."""
+        if self.placement.is_local:
+            return function
+        x, *weights = operands
+        results = [
+            self._result((x, weight), out) for weight, out in zip(weights, outs, strict=True)
+        ]
+        return self._mapped(function, operands, results)
 
     def shape(self, shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:
         """Sizes of what the kernel sees of an array: a device's block, gathered where weights are."""
@@ -90,8 +100,60 @@ class Blocks:
             sizes_over.append(size // parts)
         return tuple(sizes_over)
 
+    def _mapped(
+        self, function: BlockFunction, operands: Sequence[Axes], results: Sequence[_Result]
+    ) -> BlockFunction:
+        placement = self.placement
+        gathered = [self._gathered_dims(axes) for axes in operands]
+
+        def local(*blocks: jax.Array) -> list[jax.Array]:
+            whole = (_gather(block, dims) for block, dims in zip(blocks, gathered, strict=True))
+            parts = function(*whole)
+            return [_sum(p, result, placement) for p, result in zip(parts, results, strict=True)]
+
+        gathers = any(axes for dims in gathered for axes in dims)
+        mapped: BlockFunction = jax.shard_map(
+            jax.checkpoint(local, policy=_KEPT, prevent_cse=False) if gathers else local,
+            mesh=None if placement.manual else placement.mesh,
+            in_specs=tuple(_spec(self._split(axes)) for axes in operands),
+            out_specs=[result.spec for result in results],
+            axis_names=placement.automatic_axes,
+            check_vma=False,  # Pallas calls do not say over which axes their results vary.
+        )
+        return mapped
+
+    def _result(self, operands: Sequence[Axes], out: Axes) -> _Result:
+        split = self._split(out)
+        between = tuple(dim for dim, axis in enumerate(out) if axis == _BETWEEN)
+        inside = tuple(() if dim in between else axes for dim, axes in enumerate(split))
+        summed = self._summed(operands, inside)
+        if not between or not set(split[1]) <= set(summed):
+            return _Result(inside, summed, ())
+        return _Result(split, tuple(a for a in summed if a not in split[1]), split[1])
+
+    def _summed(self, operands: Sequence[Axes], out: Dims) -> MeshAxes:
+        """Mesh axes over which a device has a part of the sum: those that split an operand's dims, and no result's."""
+        seen = [
+            axis
+            for axes in operands
+            for dim, gone in zip(self._split(axes), self._gathered_dims(axes), strict=True)
+            for axis in dim
+            if axis not in gone
+        ]
+        kept = {axis for axes in out for axis in axes}
+        return tuple(dict.fromkeys(axis for axis in seen if axis not in kept))
+
+    def _split(self, axes: Axes) -> Dims:
+        return tuple(self._mesh_axes(axis) for axis in axes)
+
     def _mesh_axes(self, axis: str | None) -> MeshAxes:
         return () if axis is None else self.placement.mesh_axes(axis)
+
+    def _gathered_dims(self, axes: Axes) -> Dims:
+        """Mesh axes over which each dim of an operand is gathered."""
+        if "batch" in axes:
+            return tuple(self._mesh_axes(axis) if axis == _BETWEEN else () for axis in axes)
+        return tuple(self._gathered(axis) for axis in axes)
 
     def _gathered(self, axis: str | None) -> MeshAxes:
         """Mesh axes over which a weight's dim is gathered."""
@@ -100,25 +162,25 @@ class Blocks:
         return tuple(a for a in self._mesh_axes(axis) if a in rows or a not in kept)
 
 
-def _gather(weight: jax.Array, dims: tuple[MeshAxes, ...]) -> jax.Array:
+def _spec(split: Dims) -> PartitionSpec:
+    return PartitionSpec(*(axes or None for axes in split))
+
+
+def _gather(block: jax.Array, dims: Dims) -> jax.Array:
     for dim, axes in enumerate(dims):
         if axes:
-            weight = jax.lax.all_gather(weight, axes, axis=dim, tiled=True)
-    return weight
+            block = jax.lax.all_gather(block, axes, axis=dim, tiled=True)
+    return block
 
 
-def _summed(
-    split: Sequence[tuple[MeshAxes, ...]],
-    gathered: Sequence[tuple[MeshAxes, ...]],
-    out: tuple[MeshAxes, ...],
-) -> MeshAxes:
-    """Mesh axes over which a device has a part of each sum: those that split an operand's dims but no result's."""
-    seen = [axis for dims in split[:1] for axes in dims for axis in axes]
-    for dims, gathers in zip(split[1:], gathered, strict=True):
-        for axes, gone in zip(dims, gathers, strict=True):
-            seen += [axis for axis in axes if axis not in gone]
-    kept = {axis for axes in out for axis in axes}
-    return tuple(dict.fromkeys(axis for axis in seen if axis not in kept))
+def _sum(part: jax.Array, result: _Result, placement: Layout) -> jax.Array:
+    if not (result.summed or result.scattered):
+        return part
+    if result.scattered:
+        part = jax.lax.psum_scatter(part, result.scattered, scatter_dimension=1, tiled=True)
+    whole = _sum_over(result.summed, placement, part) if result.summed else part
+    # Kept as a product, it spares a policy the part, which is whole over what the sum is scattered over.
+    return product_residual(whole)
 
 
 def _sum_over(axes: MeshAxes, placement: Layout, part: jax.Array) -> jax.Array:

@@ -143,6 +143,7 @@ class Placement:
             platform=self.platform,
             target=self.target,
             on_blocks=Blocks(self),
+            writes_collectives=bool(self.mesh_axes("norm_sequence")) and not self.manual,
         )
 
     def over_heads(self, function: Callable[..., Any]) -> Callable[..., Any]:

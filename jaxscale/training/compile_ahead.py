@@ -11,6 +11,7 @@ from importlib import import_module
 import jax
 
 from jaxscale.kernels.registry import Choice, recording
+from jaxscale.parallel.compiler_options import Say
 from jaxscale.training.job import Job
 from jaxscale.training.losses import Batch
 from jaxscale.training.lowering import abstract_parts
@@ -23,12 +24,13 @@ Tell = Callable[[Sequence[Choice]], None]
 class TrainStep:
     """The step of a run, under jit. Its first call compiles it, or waits for `compile_ahead`, whose errors it raises.
 
-    tell: is told, once the step is compiled, which kernels were chosen for it.
+    tell: is told, once the step is compiled, which kernels were chosen for it. say: which options the compiler does
+    without. Raises PlacementError for an option in the plan that it does not know.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, say: Say | None = None) -> None:
         self._parts = abstract_parts(job)
-        self._jitted = jit_step(self._parts.step, self._parts.shardings, job.placement)
+        self._jitted = jit_step(self._parts.step, self._parts.shardings, job.placement, say)
         self._mesh = job.placement.mesh
         self.tell: Tell = _to_nobody
         self._ahead: Future[Sequence[Choice]] | None = None

@@ -89,7 +89,7 @@ def _run(
         checkpoints = stack.enter_context(open_checkpoints(job))
         request.standing.saved = checkpoints.steps
         request.standing.done = max(checkpoints.steps(), default=0)
-        step = TrainStep(job)
+        step = TrainStep(job, say)
         run_peak(job)  # Measured beside a compiler, a CPU's would be too low.
         if request.standing.done < config.training.steps:
             step.compile_ahead()

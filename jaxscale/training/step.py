@@ -11,6 +11,7 @@ from jaxscale.config.run_sections import TrainingSection
 from jaxscale.kernels.linear_cross_entropy.api import LossSums
 from jaxscale.models.context import use_forward_context
 from jaxscale.models.description import Blueprint, Params, bind
+from jaxscale.parallel.compiler_options import Say, step_options
 from jaxscale.parallel.placement import Placement
 from jaxscale.training.ema import update_ema
 from jaxscale.training.gradients import GradientFunction, accumulate, reduce_once
@@ -92,9 +93,21 @@ def make_train_step(
     return step
 
 
-def jit_step(step: StepFunction, shardings: TrainState, placement: Placement) -> jax.stages.Wrapped:
-    """`step` under jit: the state keeps its shardings and its buffers are reused. Call and lower it on the mesh."""
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, placement.replicated()))
+def jit_step(
+    step: StepFunction, shardings: TrainState, placement: Placement, say: Say | None = None
+) -> jax.stages.Wrapped:
+    """`step` under jit: the state keeps its shardings and its buffers are reused. Call and lower it on the mesh.
+
+    say: is told which options the compiler does without. Raises PlacementError for one in the plan that it does not
+    know.
+    """
+    options = step_options(placement.mesh, placement.plan, say)
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        out_shardings=(shardings, placement.replicated()),
+        compiler_options=options or None,
+    )
 
 
 def compile_step(step: StepFunction, shardings: TrainState, placement: Placement) -> StepFunction:

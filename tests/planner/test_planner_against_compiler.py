@@ -86,13 +86,17 @@ def test_executed_products_are_the_compilers(name: str) -> None:
 def test_collectives_move_what_was_predicted(name: str) -> None:
     """`data` and `fsdp` together, as gradients of tables are summed over both at once.
 
-    Within 6 % on CPU; a single pass there under replicas of `data` gathers once more what is computed again. On TPU XLA
-    may cut a gather into windows around its product, whose sums are fp32: within 16 %.
+    Within 6 % on CPU, 3 % on v5p; a single pass on CPU under replicas of `data` gathers once more what is computed
+    again. On v5e, and beside `tensor`, XLA may cut a gather into windows around its product, whose sums are fp32:
+    within 16 %.
     """
     case = CASES[name]
     wire, plan = _expected(case).wire_bytes, case["plan"]
-    again = plan.get("data", 1) > 1 and plan.get("remat") in {"full", "minimal"}
-    allowed = 0.16 if name in TPU or again else 0.06
+    if name in TPU:
+        allowed = 0.16 if name.startswith("v5e") or "tensor" in name else 0.03
+    else:
+        again = plan.get("data", 1) > 1 and plan.get("remat") in {"full", "minimal"}
+        allowed = 0.16 if again else 0.06
     batch = {"data", "fsdp"}
     assert sum(wire.get(axis, 0) for axis in batch) == pytest.approx(
         _wire(case, batch), rel=allowed
@@ -133,10 +137,14 @@ def test_memory_of_pipelines_on_cpu_is_about_that(name: str) -> None:
 
 @pytest.mark.parametrize("name", TPU)
 def test_peaks_are_the_compilers_within_a_tenth(name: str) -> None:
-    """An eighth where `tensor` splits layers, and with stages."""
-    wide = "tensor" in name or name in PIPELINES
-    facts, allowed = CASES[name]["facts"], 0.125 if wide else 0.1
-    assert _expected(CASES[name]).peak_bytes == pytest.approx(facts["peak_bytes"], rel=allowed)
+    """An eighth where `tensor` splits layers, and with stages. Beside `data`, a sixth too much on v5p: the head's
+    gradient is scattered there, by SparseCores, and the planner keeps all of it."""
+    peak, wide = CASES[name]["facts"]["peak_bytes"], "tensor" in name or name in PIPELINES
+    predicted = _expected(CASES[name]).peak_bytes
+    if name.startswith("v5p") and "data" in name:
+        assert peak < predicted < peak * 7 / 6
+    else:
+        assert predicted == pytest.approx(peak, rel=0.125 if wide else 0.1)
 
 
 def test_memory_on_cpu_is_in_the_right_order() -> None:

@@ -36,6 +36,36 @@ def test_every_collective_of_parameters_waits_for_the_ring() -> None:
     assert after - before == pytest.approx((8 * 7 + 1) * 3 * 3e-3)
 
 
+@pytest.mark.parametrize(
+    ("cluster", "layout", "moves"),
+    [
+        # As compiled (docs/decisions.md): v5e sums over a whole slice from sixteen chips on, over a part of one never.
+        ("v5e:4x4", Layout(fsdp=16), 4),
+        ("v5e:2x4", Layout(fsdp=8), 3),
+        ("v5e:4x4", Layout(fsdp=8, data=2), 3),
+        ("v5e:4x4*2", Layout(fsdp=16, data=2), 4),
+        ("v4:2x2x1", Layout(fsdp=4), 3),
+        ("v4:2x2x2", Layout(fsdp=8), 4),
+        # SparseCores, and switches, scatter over as many as there are.
+        ("v5p:4x4x4", Layout(fsdp=64), 3),
+        ("v6e:4x4", Layout(fsdp=16), 3),
+        ("h100:8x2", Layout(fsdp=16), 3),
+    ],
+)
+def test_gradients_over_a_whole_slice_without_sparse_cores_are_summed(
+    cluster: str, layout: Layout, moves: int
+) -> None:
+    """A layer's matrices are gathered twice in 16 bits, and gradients scattered, for as much as a gather or as two."""
+    less, more = (
+        predicted(cluster, layout, shape=replace(DENSE, layers=layers)) for layers in (8, 16)
+    )
+    fsdp = "parameters and gradients over fsdp"
+    moved = line(more, fsdp).moved_bytes - line(less, fsdp).moved_bytes
+    matrices = 8 * (2 * DENSE.embed * 24 * 64 + 3 * DENSE.embed * DENSE.mlp)
+    share = (layout.fsdp - 1) / layout.fsdp
+    assert moved == pytest.approx(moves * 2 * matrices * share)
+
+
 def test_narrow_operands_are_made_on_the_way() -> None:
     """Two bytes more an element of each operand of the MLP's products, which run once forward and twice backward."""
     cluster = parse_cluster("h100:1")

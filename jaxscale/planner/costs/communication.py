@@ -125,6 +125,8 @@ def tensor_term(
     remat: Remat,
     passes: Formula,
     ends: Formula,
+    *,
+    staged: bool = False,
 ) -> Term:
     """With activations split between the products, a layer gathers at both inputs and scatters at both outputs;
     backward
@@ -132,17 +134,19 @@ def tensor_term(
     Recomputing gathers no more than that, and scatters what a later product needs. Without the split, gather and
     scatter make one all-reduce, forward and backward.
 
-    passes: of microbatches through layers; ends: through embedding and head.
+    passes: of microbatches through layers; ends: through embedding and head. staged: in a lockstep pipeline.
     """
     stream = _stream(shape, sizes, stack)
     again = recomputes_products(remat)
+    each = 1.0 if stack.scatters_activations and not staged else scatter_cost(stack)
     if stack.sequence_parallel:
-        gathers, scatters = stack.tensor_gathers, 2.0 + stack.input_gradients
+        gathers, sums = stack.staged_moves if staged else (stack.tensor_gathers, 2)
+        scatters = 2.0 + sums
         scatters += (1 if stack.prunes else 2) * again
     else:
         gathers = scatters = 6.0 if again else 4.0
     # The embedding's rows are summed; the head's input is gathered, and its gradient summed.
-    moves = gathers * passes + 2 * ends + scatter_cost(stack) * (scatters * passes + ends)
+    moves = gathers * passes + 2 * ends + each * scatters * passes + scatter_cost(stack) * ends
     return axis_term(
         "activations over tensor",
         "tensor",
@@ -174,12 +178,9 @@ def _gathered(
     layer = layer_elements(groups, sizes.mesh, kept, of=axis)
     ends = end_elements(groups, sizes.mesh, kept)
     gathers = 2 if stack.regather else 1
-    each = gathers * stack.gather_bytes + scatter_cost(stack) * stack.reduce_bytes
-    narrow = 2 * (gathers + 1) * stack.gather_bytes
-    table = _table_bytes(shape, stack)
-    volume = Named(_if_narrow(shape, sizes, stack, narrow, each) * layer, "B a layer")
-    rest_each = _if_narrow(shape, sizes, stack, table + stack.gather_bytes, table)
-    rest = Named(rest_each * ends, "B of embedding and head")
+    each = gathers * stack.gather_bytes + _gradient_scatters(sizes, stack) * stack.reduce_bytes
+    volume = Named(each * layer, "B a layer")
+    rest = Named(_table_bytes(shape, stack) * ends, "B of embedding and head")
     microbatches = sizes.mesh.microbatches
     units = 1 if stack.gathers == "layer" else matrices_of_a_layer(groups, axis)
     seconds = passes * gather_seconds(_slowed(volume, stack), axis, (gathers + 1) * units)
@@ -193,12 +194,16 @@ def _slowed(volume: Formula, stack: Stack) -> Formula:
     return volume if stack.gather_share == 1 else volume / Number(stack.gather_share, "reached")
 
 
-def _if_narrow(
-    shape: ModelShape, sizes: Sizes, stack: Stack, narrow: float, otherwise: float
-) -> Formula:
-    """Bytes an element where the shards of `embed` are too narrow for the compiler to gather them."""
+def _gradient_scatters(sizes: Sizes, stack: Stack) -> Formula:
+    """Gathers that a scatter of gradients costs as much as: two where the compiler sums them over a whole slice."""
+    each: Formula = Number(scatter_cost(stack))
+    if not stack.scatters and stack.scatters_activations:
+        # Where `tensor` splits layers, their collectives are written out, those of parameters too.
+        each = each - if_split(sizes.mesh.tensor, Number(1))
+    if not sizes.summed:
+        return each
     shards = sizes.mesh.fsdp * sizes.mesh.expert * sizes.mesh.context
-    return if_less(Number(shape.embed) / shards, stack.narrow, narrow, otherwise)
+    return if_less(shards, sizes.summed, each, 2.0)
 
 
 def _table_bytes(shape: ModelShape, stack: Stack) -> float:

@@ -1,7 +1,8 @@
 """Time and memory of every candidate of one remat policy, schedule and ZeRO stage, as terms over mesh columns."""
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jaxscale.hardware.cluster import Cluster
 from jaxscale.planner.costs.calibration import Efficiency, matrix_unit
@@ -61,7 +62,10 @@ def costs(
 ) -> Costs:
     shape = workload.shape
     groups = whole_over(stack.whole_axes, groups)
-    sizes = sizes_of(workload, mesh_columns(), sequence_parallel=stack.sequence_parallel)
+    sizes = replace(
+        sizes_of(workload, mesh_columns(), sequence_parallel=stack.sequence_parallel),
+        summed=_summed_group(cluster, stack),
+    )
     speeds = speeds_of(cluster, stack, efficiency)
     if stack.lockstep and choice.schedule != "none":
         return _in_lockstep(shape, groups, sizes, stack, speeds, choice)
@@ -73,6 +77,13 @@ def costs(
         Term("host", Number(stack.host_seconds, "s")),
     ]
     return Costs(tuple(time), tuple(memory))
+
+
+def _summed_group(cluster: Cluster, stack: Stack) -> int:
+    """Devices of a slice, where the stack's compiler sums gradients that are to be scattered over all of them."""
+    largest = stack.summed_slices.get(cluster.chip.name)
+    devices = math.prod(dim.size for dim in cluster.dims if not dim.slow)
+    return 0 if largest is None or devices <= largest else devices
 
 
 def _in_lockstep(

@@ -40,7 +40,8 @@ class Sizes:
     """tokens: of one microbatch on one device. stage_layers: layers of a device. keys: that a query sees, mean of the
     layers.
 
-    share: 1 / tensor where activations between split products are split too, else 1.
+    share: 1 / tensor where activations between split products are split too, else 1. summed: devices of a group over
+    which gradients are summed where they would be scattered (0: none).
     """
 
     mesh: Mesh
@@ -50,6 +51,7 @@ class Sizes:
     keys: Formula
     all_keys: Formula
     share: Formula
+    summed: int = 0
 
 
 def sizes_of(workload: Workload, mesh: Mesh, *, sequence_parallel: bool) -> Sizes:

@@ -6,12 +6,15 @@ from jaxscale.config.plan import Precision
 from jaxscale.planner.vocabulary.stack import Stack
 
 # What XLA's latency-hiding schedulers overlap: gathers and scatters of parameters with the layer before or after, sums
-# of gradients with the last backward pass; on GPU the collectives of `tensor` wait, on TPU they are split into a ring
-# of products for half of their time.
+# of gradients with the last backward pass; on GPU the collectives of `tensor` wait, on TPU half of their time does
+# (assumed; compiled for eight v5p, half of a layer's gathers over `tensor` start before what is computed beside them).
 _OVERLAP = {
     "fsdp": 0.8, "expert": 0.8, "context": 0.8, "data": 0.8, "keys": 0.8, "tokens": 0.0, "pipeline": 0.5,
 }  # fmt: skip
 _TENSOR_OVERLAP = {"tpu": 0.5, "gpu": 0.0, "cpu": 0.0}
+# Compiled (libtpu 0.0.42): gathered matrices of 4,096 x 14,336 over whole slices of these chips, whose compiler we tell
+# nothing; v5e scatters over 2x2 and 2x4 and sums over 4x4, v4 scatters over 2x2x1 and sums over 2x2x2.
+_SUMMED_SLICES = {"TPU v5e": 8, "TPU v4": 4}
 
 
 def jaxscale_stack(
@@ -40,11 +43,10 @@ def jaxscale_stack(
         adds_apart=True,
         prunes=True,
         scatters=kind != "cpu",
-        # Lanes of a TPU's vectors. Seen with 64 shards of 4,096: docs/benchmarks/planner/compiled.json.
-        narrow=128 if kind == "tpu" else 0,
-        # As compiled: on CPU the input's gradient is summed for each of q, k, v, gate and up; on TPU each gathers it.
-        tensor_gathers=13 if kind == "tpu" else 6,
-        input_gradients=2 if kind == "tpu" else 5,
+        summed_slices=_SUMMED_SLICES,
+        # In a pipeline these are the compiler's: on TPU each of q, k, v, gate and up gathers the input, on CPU the
+        # input's gradient is summed for each. Elsewhere they are written out (`parallel.blocks`).
+        staged_moves=(13, 2) if kind == "tpu" else (6, 5),
         table_sums=True,
         lockstep=True,
         overlap=_OVERLAP | {"tensor": _TENSOR_OVERLAP[kind]},

@@ -4,7 +4,7 @@ The planner plans for JAXSCALE. Other stacks are described to hold the same form
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Partition = Literal["shared", "equal", "slots"]
@@ -43,10 +43,12 @@ class Stack:
     Collectives. gather_share: of what collectives reach of the links, in gathers and scatters of parameters; the one
     calibrated constant of a stack whose products are another's. overlap: the share of each that can hide behind
     compute, by axis (0: everything waits for it). sequence_parallel: activations between split products are split over
-    `tensor` too. scatters: a reduce-scatter is one, or is made of an all-reduce and a slice. narrow: elements of a
-    shard of `embed` under which a gather is made of an all-reduce of the whole matrix. tensor_gathers: how often a
-    layer gathers the residual stream over `tensor`, both passes together. input_gradients: how many sums over `tensor`
-    the gradients of a layer's two normalized inputs take. expert_shares: parameters that are no experts are split over
+    `tensor` too. scatters: a reduce-scatter is one, or is made of an all-reduce and a slice. summed_slices: by chip,
+    how many devices the largest slice has over which gradients of parameters are scattered all the same; over more
+    they are summed. tensor_gathers: how often a layer gathers the residual stream over `tensor`, both passes together.
+    scatters_activations: sums of activations are scattered, whatever `scatters` says of parameters. staged_moves: in a
+    lockstep pipeline, instead, that number of gathers, and how many sums the gradients of a layer's two normalized
+    inputs take. expert_shares: parameters that are no experts are split over
     `expert`, too, and gathered; else each of its devices has them, and their gradients are summed once a step.
     context_shares: the same of all parameters over `context`.
     expert_nodes: to how many nodes a token goes at most, to each once, and on to its experts inside (0: a copy for
@@ -96,9 +98,10 @@ class Stack:
     hosted: float = 0
     prunes: bool = False
     scatters: bool = True
-    narrow: int = 0
+    summed_slices: Mapping[str, int] = field(default_factory=dict)
     tensor_gathers: float = 6
-    input_gradients: int = 2
+    scatters_activations: bool = True
+    staged_moves: tuple[float, int] = (6, 2)
     expert_shares: bool = True
     context_shares: bool = True
     expert_nodes: int = 0

@@ -9,7 +9,6 @@ minute or two.
 
 import argparse
 import json
-import os
 import sys
 import time
 from dataclasses import asdict
@@ -48,7 +47,7 @@ def main() -> None:
     parser.add_argument("--store", type=Path, default=STORE)
     parser.add_argument("--again", action="store_true", help="compile what is stored already, too")
     options = parser.parse_args()
-    os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+    jax.config.update("jax_num_cpu_devices", 8)
     prepare_process()
     stored = _stored(options.store)
     for case in cases():

@@ -39,7 +39,7 @@ def lockstep_traffic(pipeline: Pipeline) -> list[Term]:
     microbatches, stages = pipeline.mesh.microbatches, pipeline.mesh.pipeline
     passes = microbatches * (Number(sizes.num_layers, "layers") / stages)
     terms = [
-        tensor_term(shape, sizes, stack, remat, passes, microbatches / stages),
+        tensor_term(shape, sizes, stack, remat, passes, microbatches / stages, staged=True),
         *(_once(axis, pipeline) for axis in GATHERED),
         _data(pipeline),
         context_term(shape, sizes, stack, passes),
@@ -55,7 +55,8 @@ def lockstep_traffic(pipeline: Pipeline) -> list[Term]:
 def tensor_seconds(pipeline: Pipeline) -> Formula:
     """Seconds of one layer and microbatch over `tensor` that compute does not hide."""
     shape, sizes, stack = pipeline.shape, pipeline.sizes, pipeline.stack
-    whole = tensor_term(shape, sizes, stack, pipeline.remat, Number(1), Number(0)).amount
+    once, never = Number(1), Number(0)
+    whole = tensor_term(shape, sizes, stack, pipeline.remat, once, never, staged=True).amount
     return (1 - stack.overlap.get("tensor", 0.0)) * whole
 
 
@@ -64,11 +65,9 @@ def _once(axis: str, pipeline: Pipeline) -> Term:
 
     A scatter is one on every backend: the map over stages asks for it.
     """
-    mesh, stack = pipeline.mesh, pipeline.stack
-    shards = Number(pipeline.shape.embed) / (mesh.fsdp * mesh.expert * mesh.context)
-    gathered = if_less(shards, stack.narrow, 2 * stack.gather_bytes, stack.gather_bytes)
     kept = ("tensor", *GATHERED[GATHERED.index(axis) + 1 :])
-    volume = Named(split_elements(pipeline, axis, kept) * (gathered + _FP32), "B")
+    each = pipeline.stack.gather_bytes + _FP32
+    volume = Named(split_elements(pipeline, axis, kept) * each, "B")
     component = f"parameters and gradients over {axis}"
     return axis_term(component, axis, pipeline.sizes, gather_seconds(volume, axis), volume)
 
