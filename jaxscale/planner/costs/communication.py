@@ -180,7 +180,7 @@ def _gathered(
     gathers = 2 if stack.regather else 1
     each = gathers * stack.gather_bytes + _gradient_scatters(sizes, stack) * stack.reduce_bytes
     volume = Named(each * layer, "B a layer")
-    rest = Named(_table_bytes(shape, stack) * ends, "B of embedding and head")
+    rest = Named(_table_bytes(shape, sizes, stack) * ends, "B of embedding and head")
     microbatches = sizes.mesh.microbatches
     units = 1 if stack.gathers == "layer" else matrices_of_a_layer(groups, axis)
     seconds = passes * gather_seconds(_slowed(volume, stack), axis, (gathers + 1) * units)
@@ -206,15 +206,17 @@ def _gradient_scatters(sizes: Sizes, stack: Stack) -> Formula:
     return if_less(shards, sizes.summed, each, 2.0)
 
 
-def _table_bytes(shape: ModelShape, stack: Stack) -> float:
+def _table_bytes(shape: ModelShape, sizes: Sizes, stack: Stack) -> Formula:
     """Bytes an element of the embedding and the head on their way, gathered and summed.
 
-    A tied table is summed for each of its two uses, and what they add up to is scattered.
+    A tied table is summed for each of its two uses, and what they add up to is scattered; beside `tensor` each use's
+    gradient is scattered (as compiled: 1B over eight v5e, docs/benchmarks/planner/compiled.json).
     """
-    if stack.table_sums:
-        once = stack.gather_bytes + 2 * stack.compute_bytes
-        return once + 3 * stack.compute_bytes if shape.tied else once
-    return 2 * stack.gather_bytes + scatter_cost(stack) * stack.reduce_bytes
+    if not stack.table_sums:
+        return Number(2 * stack.gather_bytes + scatter_cost(stack) * stack.reduce_bytes)
+    once = stack.gather_bytes + 2 * stack.compute_bytes
+    twice = once + 3 * stack.compute_bytes if shape.tied else once
+    return if_split(sizes.mesh.tensor, once, twice)
 
 
 def _data(groups: Sequence[ParameterGroup], sizes: Sizes, stack: Stack) -> Term:
