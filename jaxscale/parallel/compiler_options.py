@@ -72,12 +72,17 @@ def compiler_options(
     """Options for a program of this device's kind: those of `ours` that its compiler knows and the environment does not
     set, then those `asked` for.
 
-    say: is told of what of ours this compiler does not know. Raises PlacementError if that is one asked for, or if the
-    compiler cannot read a value.
+    say: is told of what of ours this compiler does not know, or of all if it refuses them. Raises PlacementError if it
+    does not know one asked for, or cannot read its value.
     """
     wanted = {name: _spelled(value) for name, value in asked.items() if value is not None}
     left = {name: value for name, value in ours.items() if name not in asked and not _is_set(name)}
-    known, unknown = _known(device, tuple((left | wanted).items()))
+    try:
+        known, unknown = _known(device, tuple((left | wanted).items()))
+    except PlacementError:
+        if wanted:
+            raise
+        known, unknown = {}, tuple(left)
     _refuse([name for name in unknown if name in wanted], device, {**ours, **known})
     if unknown and say is not None:
         say(f"this compiler does without what it does not know: {', '.join(unknown)}")

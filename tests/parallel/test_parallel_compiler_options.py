@@ -76,6 +76,14 @@ def test_a_value_that_cannot_be_read_is_refused_in_the_compilers_words() -> None
         compiler_options(CPU, {}, {"xla_cpu_enable_fast_min_max": "often"})
 
 
+def test_a_compiler_that_refuses_what_is_ours_does_without_all_of_it() -> None:
+    """A run that asked for nothing does not end for it."""
+    said: list[str] = []
+    device = jax.devices("cpu")[0]
+    assert compiler_options(device, {"xla_cpu_enable_fast_math": "perhaps"}, {}, said.append) == {}
+    assert "xla_cpu_enable_fast_math" in said[0]
+
+
 def test_options_of_ours_that_a_compiler_does_not_know_are_left_out_and_said() -> None:
     """As a CPU compiler has none of a TPU's, and another release of libtpu may have lost some."""
     said: list[str] = []
