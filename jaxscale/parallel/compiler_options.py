@@ -85,7 +85,7 @@ def compiler_options(
         known, unknown = {}, tuple(left)
     _refuse([name for name in unknown if name in wanted], device, {**ours, **known})
     if unknown and say is not None:
-        say(f"this compiler does without what it does not know: {', '.join(unknown)}")
+        say(f"this compiler does without what it does not take: {', '.join(unknown)}")
     return dict(known)
 
 

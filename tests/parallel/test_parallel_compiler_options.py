@@ -92,7 +92,7 @@ def test_options_of_ours_that_a_compiler_does_not_know_are_left_out_and_said() -
     assert {**OURS}.items() <= found.items()
     assert GATHER not in found
     [line] = said
-    assert line.startswith("this compiler does without what it does not know: ")
+    assert line.startswith("this compiler does without what it does not take: ")
     assert set(line.split(": ")[1].split(", ")) == ours.keys() - found.keys()
     compiled_with(found)
 

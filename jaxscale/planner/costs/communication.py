@@ -138,9 +138,9 @@ def tensor_term(
     """
     stream = _stream(shape, sizes, stack)
     again = recomputes_products(remat)
-    each = 1.0 if stack.scatters_activations and not staged else scatter_cost(stack)
+    each = scatter_cost(stack) if staged else 1.0
     if stack.sequence_parallel:
-        gathers, sums = stack.staged_moves if staged else (stack.tensor_gathers, 2)
+        gathers, sums = stack.staged_moves if staged else (6.0, 2)
         scatters = 2.0 + sums
         scatters += (1 if stack.prunes else 2) * again
     else:
@@ -197,7 +197,7 @@ def _slowed(volume: Formula, stack: Stack) -> Formula:
 def _gradient_scatters(sizes: Sizes, stack: Stack) -> Formula:
     """Gathers that a scatter of gradients costs as much as: two where the compiler sums them over a whole slice."""
     each: Formula = Number(scatter_cost(stack))
-    if not stack.scatters and stack.scatters_activations:
+    if not stack.scatters:
         # Where `tensor` splits layers, their collectives are written out, those of parameters too.
         each = each - if_split(sizes.mesh.tensor, Number(1))
     if not sizes.summed:

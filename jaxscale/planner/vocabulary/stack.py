@@ -45,11 +45,10 @@ class Stack:
     compute, by axis (0: everything waits for it). sequence_parallel: activations between split products are split over
     `tensor` too. scatters: a reduce-scatter is one, or is made of an all-reduce and a slice. summed_slices: by chip,
     how many devices the largest slice has over which gradients of parameters are scattered all the same; over more
-    they are summed. tensor_gathers: how often a layer gathers the residual stream over `tensor`, both passes together.
-    scatters_activations: sums of activations are scattered, whatever `scatters` says of parameters. staged_moves: in a
-    lockstep pipeline, instead, that number of gathers, and how many sums the gradients of a layer's two normalized
-    inputs take. expert_shares: parameters that are no experts are split over
-    `expert`, too, and gathered; else each of its devices has them, and their gradients are summed once a step.
+    they are summed. staged_moves: in a lockstep pipeline, how often a layer gathers the residual stream over `tensor`,
+    both passes together, and how many sums the gradients of its two normalized inputs take.
+    expert_shares: parameters that are no experts are split over `expert`, too, and gathered; else each of its devices
+    has them, and their gradients are summed once a step.
     context_shares: the same of all parameters over `context`.
     expert_nodes: to how many nodes a token goes at most, to each once, and on to its experts inside (0: a copy for
     each expert). token_bytes: of an element of a token on its way to its experts and back, mean of both. table_sums:
@@ -99,8 +98,6 @@ class Stack:
     prunes: bool = False
     scatters: bool = True
     summed_slices: Mapping[str, int] = field(default_factory=dict)
-    tensor_gathers: float = 6
-    scatters_activations: bool = True
     staged_moves: tuple[float, int] = (6, 2)
     expert_shares: bool = True
     context_shares: bool = True
