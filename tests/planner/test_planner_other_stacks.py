@@ -1,6 +1,7 @@
 """What other stacks do that ours does not, one effect at a time: each against what it must come to by hand."""
 
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from planner_truth.quantities import run_of
 from published import FILE, a_case
 
 from jaxscale.hardware.catalogue import parse_cluster
+from jaxscale.planner.costs.network import distinct_nodes
 from jaxscale.planner.costs.schedules import other_stages, slowest_stage
 from jaxscale.planner.model.flops import active_weights
 from jaxscale.planner.model.parameters import num_parameters, parameter_groups
@@ -175,15 +177,19 @@ def routed(**changes: int) -> ModelShape:
 
 
 def test_what_is_no_expert_may_be_whole_on_every_device_of_expert() -> None:
-    """Its gradients are summed once a step, nothing is gathered; its optimizer state is split over `expert` too."""
+    """Its gradients are summed once a step, nothing is gathered in its passes; with ZeRO its optimizer state is split
+    over `expert` too: gradients are scattered, parameters gathered."""
     groups = parameter_groups(ROUTED)
     shared = num_parameters([group for group in groups if not group.routed])
     experts = num_parameters(groups) - shared
     layout = Layout(expert=4, data=2, zero=1, microbatches=2)
     found = in_order("h100:8", layout, ROUTED, expert_shares=False)
     assert "parameters and gradients over expert" not in components(found)
-    # Two bytes an element as they are reduced, three quarters of it from others, there and back.
-    assert line(found, "gradients over expert").moved_bytes == pytest.approx(2 * 3 / 4 * 2 * shared)
+    # Two bytes an element as they are reduced, four as they are stored, three quarters of it from others.
+    assert line(found, "gradients over expert").moved_bytes == pytest.approx(3 / 4 * 2 * shared)
+    assert line(found, "parameters over expert").moved_bytes == pytest.approx(3 / 4 * 4 * shared)
+    plain = in_order("h100:8", replace(layout, zero=0), ROUTED, expert_shares=False)
+    assert line(plain, "gradients over expert").moved_bytes == pytest.approx(2 * 3 / 4 * 2 * shared)
     assert line(found, "parameters").value == pytest.approx(4 * (shared + experts / 4))
     assert line(found, "optimizer state").value == pytest.approx(8 * (shared + experts) / 4 / 2)
     ours = in_order("h100:8", layout, ROUTED)
@@ -192,7 +198,8 @@ def test_what_is_no_expert_may_be_whole_on_every_device_of_expert() -> None:
 
 
 def test_a_token_crosses_to_a_node_once() -> None:
-    """Eight experts on four nodes at most: half the copies cross, four times eight layers a step, 50 GB/s a GPU."""
+    """Eight experts are on 3.6 of four nodes on average, or on two at most: so many copies of eight cross, four times
+    eight layers a step, 50 GB/s a GPU."""
     shape = routed(count=32, per_token=8)
     every, four, two = (
         whole_seconds(
@@ -203,8 +210,30 @@ def test_a_token_crosses_to_a_node_once() -> None:
     )
     volume = TOKENS * 8 * DENSE.embed * 2
     crossing = 4 * 8 * volume / (0.85 * 50e9 * 32 * 4 / 3)
-    assert every - four == pytest.approx(crossing / 2)
-    assert four - two == pytest.approx(crossing / 4)
+    nodes = 4 * (1 - (3 / 4) ** 8)
+    assert every - four == pytest.approx(crossing * (1 - nodes / 8))
+    assert every - two == pytest.approx(crossing * (1 - 2 / 8))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "choices"), [(1, 5), (2, 1), (2, 3), (3, 4), (4, 6), (8, 2), (5, 5)]
+)
+def test_a_token_goes_to_as_many_nodes_as_even_choices_fall_on(nodes: int, choices: int) -> None:
+    """Every way to choose, counted."""
+    ways = [len(set(way)) for way in product(range(nodes), repeat=choices)]
+    table = Table({"expert_slow_share": np.array([(nodes - 1) / nodes])})
+    assert distinct_nodes("expert", choices).at(table, 0) == pytest.approx(sum(ways) / len(ways))
+
+
+def test_experts_of_one_node_send_nothing_to_another() -> None:
+    times = [
+        whole_seconds(
+            in_order("h100:8x2", Layout(expert=8, data=2), ROUTED, expert_nodes=limit),
+            "tokens over expert",
+        )
+        for limit in (0, 1, 4)
+    ]
+    assert times == pytest.approx([times[0]] * 3)
 
 
 def test_tokens_may_be_narrower_on_their_way() -> None:

@@ -62,13 +62,17 @@ def test_a_row_may_name_sequence_parallelism() -> None:
 
 
 def test_parameters_are_whole_over_context_in_megatron() -> None:
-    """Two bytes an element as gradients are reduced, three quarters of it from others, there and back."""
+    """Two bytes an element as gradients are reduced, three quarters of it from others; there and back where they are
+    summed, and four as parameters are stored where ZeRO gathers those."""
     layout = Layout(context=4, data=2, zero=1)
     found = predicted("h100:8", layout, **MCORE)
     elements = num_parameters(parameter_groups(DENSE))
     assert line(found, "parameters").value == 4 * elements
     assert line(found, "optimizer state").value == pytest.approx(8 * elements / 8)
-    assert line(found, "gradients over context").moved_bytes == 2 * 3 / 4 * 2 * elements
+    assert line(found, "gradients over context").moved_bytes == 3 / 4 * 2 * elements
+    assert line(found, "parameters over context").moved_bytes == 3 / 4 * 4 * elements
+    plain = predicted("h100:8", replace(layout, zero=0), **MCORE)
+    assert line(plain, "gradients over context").moved_bytes == 2 * 3 / 4 * 2 * elements
     names = {one.component for one in found.time}
     assert "parameters and gradients over context" not in names
     ours = predicted("h100:8", layout)

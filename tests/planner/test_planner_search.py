@@ -3,6 +3,7 @@
 import itertools
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +27,14 @@ from jaxscale.planner.vocabulary.layout import AXES, Layout
 from jaxscale.planner.vocabulary.prediction import Prediction
 
 CLUSTERS = ("h100:4x2", "h100:8", "v5e:2x4", "v5p:2x2x2", "v5e:2x2*2")
+# As Megatron-Core: parameters repeated over `expert` and `context`, ZeRO behind passes, tokens once to each node.
+MEGATRON: dict[str, Any] = {
+    "lockstep": False,
+    "expert_shares": False,
+    "context_shares": False,
+    "expert_nodes": 2,
+    "overlap": {"data": 1.0, "parameters": 1.0, "keys": 1.0, "tensor": 0.5},
+}
 
 
 def _predict(question: Problem, layout: Layout) -> Prediction:
@@ -74,8 +83,10 @@ def test_the_search_finds_what_trying_everything_finds(
 
 
 @pytest.mark.parametrize("cluster", CLUSTERS)
-def test_no_spread_is_faster_than_the_bound(cluster: str) -> None:
+@pytest.mark.parametrize("changes", [{}, MEGATRON], ids=["ours", "megatron"])
+def test_no_spread_is_faster_than_the_bound(cluster: str, changes: dict[str, Any]) -> None:
     question = problem(ROUTED, cluster, batch=16)
+    question = replace(question, stack=replace(question.stack, **changes))
     links = Links(question.cluster, question.efficiency.network)
     dims = tuple(dim.size for dim in question.cluster.dims)
     for block in blocks(question, divisible_meshes(question).kept):

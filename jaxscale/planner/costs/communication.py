@@ -4,13 +4,15 @@ What each axis moves, a microbatch and a layer (V as in `network`): `tensor` gat
 around two pairs of split products (Shoeybi et al. 2019; Korthikanti et al. 2022); `fsdp` gathers parameters for each
 pass and scatters gradients (Rajbhandari et al. 2020, ZeRO stage 3); `context` gathers keys and values; `expert` sends
 tokens to their experts and back (Lepikhin et al. 2020); `pipeline` hands the residual stream on. `data` sums gradients
-once a step.
+once a step; with ZeRO stages 1 and 2 it scatters them, and gathers the parameters that come of them (Rajbhandari et al.
+2020, sections 5 and 7).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from jaxscale.planner.costs.network import (
+    distinct_nodes,
     exchange_seconds,
     gather_seconds,
     reduce_seconds,
@@ -35,20 +37,29 @@ from jaxscale.planner.vocabulary.formula import (
     if_split,
     smaller,
 )
-from jaxscale.planner.vocabulary.layout import Remat
+from jaxscale.planner.vocabulary.layout import Remat, ZeroStage
 from jaxscale.planner.vocabulary.stack import Stack
 from jaxscale.planner.vocabulary.terms import Term
 
 # Axes that parameters are gathered over, outermost first: each gathers what the ones before have gathered.
 GATHERED = ("fsdp", "expert", "context")
-GRADIENTS, CONTEXT_GRADIENTS, KEYS_AND_VALUES, TOKENS = (
+GRADIENTS, KEYS_AND_VALUES, TOKENS = (
     "gradients over data",
-    "gradients over context",
     "keys and values over context",
     "tokens over expert",
 )
+# Axes whose devices may all have the same parameters.
+REPEATING = ("data", "context", "expert")
+# What moves once a step: behind the last microbatch's backward pass, and behind the first one's forward pass.
+_BEHIND_BACKWARD = tuple(f"gradients over {axis}" for axis in REPEATING)
+_BEHIND_FORWARD = tuple(f"parameters over {axis}" for axis in REPEATING)
 # Under which name a stack says how much of a collective it overlaps, where that is not its axis.
-OVERLAP_KEYS = {KEYS_AND_VALUES: "keys", TOKENS: "tokens", CONTEXT_GRADIENTS: "data"}
+OVERLAP_KEYS = {
+    KEYS_AND_VALUES: "keys",
+    TOKENS: "tokens",
+    **dict.fromkeys(_BEHIND_BACKWARD, "data"),
+    **dict.fromkeys(_BEHIND_FORWARD, "parameters"),
+}
 
 
 def gathered_axes(stack: Stack) -> tuple[str, ...]:
@@ -58,9 +69,11 @@ def gathered_axes(stack: Stack) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Compute:
-    """Seconds behind which collectives may hide: those of a step, and of the last microbatch's backward pass."""
+    """Seconds behind which collectives may hide: those of a step, of the first microbatch's forward pass, and of the
+    last one's backward pass."""
 
     all: Formula
+    first_forward: Formula
     last_backward: Formula
 
 
@@ -70,21 +83,23 @@ def communication_terms(
     sizes: Sizes,
     stack: Stack,
     remat: Remat,
+    zero: ZeroStage,
     compute: Compute,
 ) -> list[Term]:
-    """A term for each axis that moves something."""
+    """A term for each axis that moves something; two where ZeRO makes two collectives of one."""
     passes = sizes.mesh.microbatches * sizes.stage_layers
     terms = [
         tensor_term(shape, sizes, stack, remat, passes, sizes.mesh.microbatches),
         *(_gathered(axis, shape, groups, sizes, stack, passes) for axis in gathered_axes(stack)),
-        _data(groups, sizes, stack),
+        *_once("data", groups, sizes, stack, zero),
         context_term(shape, sizes, stack, passes),
         _pipeline(shape, sizes, stack),
     ]
     if shape.experts is not None and "expert" in stack.whole_axes:
-        terms.append(_repeated("expert", groups, sizes, stack))
+        shared = [group for group in groups if not group.routed]
+        terms.extend(_once("expert", shared, sizes, stack, zero))
     if "context" in stack.whole_axes:
-        terms.append(_repeated("context", groups, sizes, stack))
+        terms.extend(_once("context", groups, sizes, stack, zero))
     if shape.experts is not None:
         terms.append(expert_term(shape, shape.experts.per_token, sizes, stack, remat, passes))
     return hide(terms, stack, compute)
@@ -93,15 +108,19 @@ def communication_terms(
 def hide(terms: Sequence[Term], stack: Stack, compute: Compute) -> list[Term]:
     """The same terms with what of them hides: the share that the stack overlaps, as far as there is compute left.
 
-    Compute hides only once: what one axis hides behind is gone for the next.
+    Compute hides only once: what one axis hides behind is gone for the next. What moves once a step hides behind one
+    pass: gradients behind the last backward pass, parameters that ZeRO gathers behind the first forward pass.
     """
     left, hidden_terms = compute.all, []
+    passes = {_BEHIND_FORWARD: compute.first_forward, _BEHIND_BACKWARD: compute.last_backward}
     for term in terms:
-        is_last = term.component in {GRADIENTS, CONTEXT_GRADIENTS}
-        window = smaller(compute.last_backward, left) if is_last else left
         share = Number(stack.overlap.get(OVERLAP_KEYS.get(term.component, term.axis or ""), 0.0))
+        behind = next((names for names in passes if term.component in names), None)
+        window = left if behind is None else smaller(passes[behind], left)
         hidden = smaller(share * term.amount, window)
         left = Named(left - hidden, "s of compute left")
+        if behind is not None:
+            passes[behind] = Named(passes[behind] - hidden, "s of that pass left")
         hidden_terms.append(replace(term, hidden=hidden))
     return hidden_terms
 
@@ -219,20 +238,24 @@ def _table_bytes(shape: ModelShape, sizes: Sizes, stack: Stack) -> Formula:
     return if_split(sizes.mesh.tensor, once, twice)
 
 
-def _data(groups: Sequence[ParameterGroup], sizes: Sizes, stack: Stack) -> Term:
-    split = ("tensor", *GATHERED)
-    volume = Named(local_elements(groups, sizes.mesh, split) * stack.reduce_bytes, "B of gradients")
-    seconds = reduce_seconds(volume, "data")
-    return axis_term(GRADIENTS, "data", sizes, seconds, 2 * volume)
+def _once(
+    axis: str, groups: Sequence[ParameterGroup], sizes: Sizes, stack: Stack, zero: ZeroStage
+) -> list[Term]:
+    """Gradients of what every device of an axis has, once a step: summed.
 
-
-def _repeated(axis: str, groups: Sequence[ParameterGroup], sizes: Sizes, stack: Stack) -> Term:
-    """Gradients of what every device of an axis has."""
-    same = [group for group in groups if axis != "expert" or not group.routed]
-    elements = local_elements(same, sizes.mesh, ("tensor", *GATHERED))
-    volume = Named(elements * stack.reduce_bytes, "B of gradients")
-    seconds = reduce_seconds(volume, axis)
-    return axis_term(f"gradients over {axis}", axis, sizes, seconds, 2 * volume)
+    With ZeRO stages 1 and 2 each device updates its part: their gradients are scattered, and what comes of it is
+    gathered, as wide as parameters are stored.
+    """
+    elements = local_elements(groups, sizes.mesh, ("tensor", *GATHERED))
+    gradients = Named(elements * stack.reduce_bytes, "B of gradients")
+    name = f"gradients over {axis}"
+    if not zero:
+        return [axis_term(name, axis, sizes, reduce_seconds(gradients, axis), 2 * gradients)]
+    parameters = Named(elements * stack.param_bytes, "B of parameters")
+    return [
+        axis_term(component, axis, sizes, gather_seconds(volume, axis), volume)
+        for component, volume in ((name, gradients), (f"parameters over {axis}", parameters))
+    ]
 
 
 def context_term(shape: ModelShape, sizes: Sizes, stack: Stack, passes: Formula) -> Term:
@@ -261,9 +284,19 @@ def expert_term(
     each = shape.embed * min(stack.token_bytes, stack.compute_bytes)
     volume = Named(routed * each * sizes.share, "B of tokens")
     count = (6 if recomputes_products(remat) else 4) * passes
-    once = min(1, stack.expert_nodes / per_token) if stack.expert_nodes else 1
-    seconds = count * exchange_seconds(volume, "expert", once)
+    seconds = count * exchange_seconds(volume, "expert", _sent_once(per_token, stack))
     return axis_term(TOKENS, "expert", sizes, seconds, count * volume)
+
+
+def _sent_once(per_token: int, stack: Stack) -> Formula | None:
+    """The part of a token's copies that remain where each node gets one; None: all.
+
+    Where routing has a limit of nodes, they are no more than that.
+    """
+    if not stack.expert_nodes:
+        return None
+    nodes = smaller(stack.expert_nodes, distinct_nodes("expert", per_token))
+    return Named(nodes, "nodes a token") / Number(per_token, "experts each")
 
 
 def _pipeline(shape: ModelShape, sizes: Sizes, stack: Stack) -> Term:

@@ -86,15 +86,28 @@ def wire_share(size: Formula) -> Formula:
     return (size - 1) / size
 
 
-def exchange_seconds(volume: Formula, axis: str, once: float = 1) -> Formula:
+def exchange_seconds(volume: Formula, axis: str, once: Formula | None = None) -> Formula:
     """An all-to-all of V bytes, all devices together.
 
     once: the part of V that crosses between nodes, where what several devices of a node want is sent there once.
     """
     fast = volume / Column(f"{axis}_exchange_bandwidth", "B/s exchanged")
     slow = volume / Column(f"{axis}_slow_exchange_bandwidth", "B/s exchanged between")
-    between = slow if once == 1 else slow * Number(once, "sent once")
+    between = slow if once is None else slow * once
     return larger(fast, between) + Column(f"{axis}_latency", "s latency")
+
+
+def distinct_nodes(axis: str, choices: int) -> Formula:
+    """Nodes of an axis that so many even and independent choices of its devices fall on, on average.
+
+    Of n nodes n (1 - (1 - 1/n)^k), which is 1 + s + ... + s^(k - 1) with s = 1 - 1/n, what comes from elsewhere. (A
+    cluster has one slow dim at most.)
+    """
+    elsewhere = Column(f"{axis}_slow_share", "from elsewhere")
+    found: Formula = Number(1)
+    for _ in range(choices - 1):
+        found = 1 + elsewhere * found
+    return found
 
 
 def _wraps(dim: Dim, factor: int) -> bool:

@@ -124,13 +124,14 @@ def _passes(
     imbalance = sizes.mesh.microbatches * larger(stage.forward + stage.backward - mean, 0)
     behind = Compute(
         all=Named(sizes.mesh.microbatches * mean, "s of compute"),
+        first_forward=Named(stage.forward, "s of the first forward pass"),
         last_backward=Named(stage.backward, "s of the last backward pass"),
     )
     others = _stage(other_stages, parts, head, sizes, stack, choice)
     bubble = bubble_seconds(choice.schedule, sizes.mesh, others.forward, others.backward)
     return [
         *compute,
-        *communication_terms(shape, groups, sizes, stack, choice.remat, behind),
+        *communication_terms(shape, groups, sizes, stack, choice.remat, choice.zero, behind),
         Term("uneven stages", imbalance),
         Term("pipeline bubble", bubble),
     ]

@@ -8,6 +8,7 @@ from jaxscale.planner.vocabulary.stack import Stack
 # What XLA's latency-hiding schedulers overlap: gathers and scatters of parameters with the layer before or after, sums
 # of gradients with the last backward pass; on GPU the collectives of `tensor` wait, on TPU half of their time does
 # (assumed; compiled for eight v5p, half of a layer's gathers over `tensor` start before what is computed beside them).
+# What ZeRO 1 and 2 gather waits: the trainer does not run them, and a step ends with what it updates.
 _OVERLAP = {
     "fsdp": 0.8, "expert": 0.8, "context": 0.8, "data": 0.8, "keys": 0.8, "tokens": 0.0, "pipeline": 0.5,
 }  # fmt: skip

@@ -42,17 +42,20 @@ class Stack:
 
     Collectives. gather_share: of what collectives reach of the links, in gathers and scatters of parameters; the one
     calibrated constant of a stack whose products are another's. overlap: the share of each that can hide behind
-    compute, by axis (0: everything waits for it). sequence_parallel: activations between split products are split over
-    `tensor` too. scatters: a reduce-scatter is one, or is made of an all-reduce and a slice. summed_slices: by chip,
-    how many devices the largest slice has over which gradients of parameters are scattered all the same; over more
-    they are summed. staged_moves: in a lockstep pipeline, how often a layer gathers the residual stream over `tensor`,
-    both passes together, and how many sums the gradients of its two normalized inputs take.
+    compute, by axis (0, or none named: everything waits for it); `data` of gradients once a step, over whatever axis;
+    `parameters` of what ZeRO 1 and 2 gather once a step; `keys` and `tokens` over context and expert.
+    sequence_parallel: activations between split products are split over `tensor` too. scatters: a reduce-scatter is
+    one, or is made of an all-reduce and a slice. summed_slices: by chip, how many devices the largest slice has over
+    which gradients of parameters are scattered all the same; over more they are summed. staged_moves: in a lockstep
+    pipeline, how often a layer gathers the residual stream over `tensor`, both passes together, and how many sums the
+    gradients of its two normalized inputs take.
     expert_shares: parameters that are no experts are split over `expert`, too, and gathered; else each of its devices
     has them, and their gradients are summed once a step.
     context_shares: the same of all parameters over `context`.
-    expert_nodes: to how many nodes a token goes at most, to each once, and on to its experts inside (0: a copy for
-    each expert). token_bytes: of an element of a token on its way to its experts and back, mean of both. table_sums:
-    gradients of the embedding and the head are summed whole over the axes that share them.
+    expert_nodes: to how many nodes a token goes at most, to each once, and on to its experts inside, where its experts
+    are on fewer to those only (0: a copy for each expert). token_bytes: of an element of a token on its way to its
+    experts and back, mean of both. table_sums: gradients of the embedding and the head are summed whole over the axes
+    that share them.
 
     Pipelines. lockstep: all stages start a tick together, and hold arrays of the same shapes; else a stage starts when
     what it waits for is there. partition: how layers are dealt out. shared: in numbers that may differ, so that the

@@ -160,7 +160,8 @@ MEGATRON = Software(
         splits_sends=True,
         logit_bytes=10,
         overhead_bytes=_TORCH_OVERHEAD,
-        source="Narayanan et al. 2021, Korthikanti et al. 2022: kernels fused by hand, scores in memory, no overlap",
+        source="Narayanan et al. 2021, Korthikanti et al. 2022: kernels fused by hand, scores in memory, no overlap;"
+        " its distributed optimizer gathers parameters when all are updated (`gather_model_params`)",
     ),
     words="megatron",
     axes=MEGATRON_AXES,
@@ -185,7 +186,8 @@ MEGATRON_DEEPSPEED = replace(
         source="BLOOM, bigscience tr11: ZeRO 1 keeps fp32 gradients of its part beside master and moments, and two"
         " buckets of 5e8 16-bit elements; layers are dealt out as its chronicles say ('Rebalancing layers')."
         " DeepSpeed's pipeline sends parts of activations from the devices of `tensor` (runtime/pipe/engine.py,"
-        " is_pipe_partitioned)",
+        " is_pipe_partitioned), and ZeRO 1 gathers parameters when all are updated (runtime/bf16_optimizer.py,"
+        " update_lp_params)",
     ),
     schedules=("1f1b",),
 )
@@ -213,6 +215,7 @@ MEGATRON_CORE = replace(
         overlap={
             **_NOTHING_HIDES,
             "data": 1.0,
+            "parameters": 1.0,
             "fsdp": NCCL_HIDES["fsdp"],
             "keys": 1.0,
             "tensor": 0.5,
@@ -231,9 +234,12 @@ MEGATRON_CORE = replace(
         # (`account_for_embedding_in_pipeline_split`); DeepSeek-V3's 61 are written out, fewer on the last stage.
         partition="slots",
         source="Megatron-Core: Transformer Engine, distributed optimizer, gradients, parameters, keys and values and"
-        " tensor parallelism overlapped (its guides 'Communication overlap' and 'Megatron FSDP'); devices of context"
-        " parallelism all have the parameters, and sum their gradients with data parallelism's;"
-        " gradient_accumulation_fusion",
+        " tensor parallelism overlapped (its guides 'Communication overlap' and 'Megatron FSDP'): parameters are"
+        " gathered behind the forward pass of the first microbatch, gradients scattered behind the backward pass of the"
+        " last, of experts and all else (Megatron-Bridge, docs/performance-guide.md, 'Data-parallel communication of"
+        " Distributed Optimizer'; on by default wherever there are replicas, training/comm_overlap.py, NeMo's"
+        " 'Communication Overlap'; Megatron-LM, CHANGELOG of core 0.6); devices of context parallelism all have the"
+        " parameters, and sum their gradients with data parallelism's; gradient_accumulation_fusion",
     ),
     has_virtual=True,
     flops="72BLsh^2",
@@ -260,11 +266,12 @@ LLAMA3 = replace(
     stack=replace(
         MEGATRON_CORE.stack,
         name="llama3",
-        overlap={**_NOTHING_HIDES, "data": 1.0, "fsdp": 1.0, "pipeline": 1.0},
+        overlap={**_NOTHING_HIDES, "data": 1.0, "parameters": 1.0, "fsdp": 1.0, "pipeline": 1.0},
         regather=False,
         partition="slots",
-        source="Llama 3 (arXiv:2407.21783) section 3.3.2: FSDP that keeps gathered parameters for the backward pass, an"
-        " interleaved schedule, no activation checkpointing; one layer less on the first and on the last stage",
+        source="Llama 3 (arXiv:2407.21783) section 3.3.2: FSDP that keeps gathered parameters for the backward pass,"
+        " fetches them ahead and reduces gradients asynchronously, an interleaved schedule, no activation"
+        " checkpointing; one layer less on the first and on the last stage",
     ),
     axes=(*JAX_AXES, "pipeline"),
     flops="active+causal",

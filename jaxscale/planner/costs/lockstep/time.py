@@ -147,7 +147,7 @@ def _traffic(pipeline: Pipeline, compute: list[Term]) -> list[Term]:
     inside = {name: share for name, share in overlap.items() if name in _INSIDE_TICKS}
     behind = Named(total([term.amount for term in compute]), "s of compute")
     stack = replace(pipeline.stack, overlap=inside)
-    return hide(lockstep_traffic(pipeline), stack, Compute(behind, Number(0)))
+    return hide(lockstep_traffic(pipeline), stack, Compute(behind, Number(0), Number(0)))
 
 
 def _rings(pipeline: Pipeline, speeds: Speeds) -> Term:

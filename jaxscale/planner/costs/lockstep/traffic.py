@@ -73,6 +73,7 @@ def _once(axis: str, pipeline: Pipeline) -> Term:
 
 
 def _data(pipeline: Pipeline) -> Term:
+    """With ZeRO gradients are scattered and parameters gathered: as many bytes, and nothing hides either way."""
     volume = Named(stored_elements(pipeline, SHARDED) * _FP32, "B of gradients")
     seconds = reduce_seconds(volume, "data")
     return axis_term(GRADIENTS, "data", pipeline.sizes, seconds, 2 * volume)
