@@ -42,8 +42,20 @@ SPARSE_CORE: Options = MappingProxyType(
         "xla_tpu_use_tc_device_shape_on_sc": True,
     }
 )
+# Over a whole torus of 4x4x4 the compiler makes gathers of v4 all-reduces, too. These two keep them gathers; scatters
+# stay all-reduces without the SparseCores, which no recipe lets a v4 use.
+GATHERS: Options = MappingProxyType(
+    {
+        name: SPARSE_CORE[name]
+        for name in ("xla_enable_async_all_gather", "xla_tpu_prefer_async_allgather_to_allreduce")
+    }
+)
 # JAX calls v5p "TPU v5", and v6e "TPU v6 lite".
-_BY_KIND: Mapping[str, Options] = {"TPU v5": SPARSE_CORE, "TPU v6 lite": SPARSE_CORE}
+_BY_KIND: Mapping[str, Options] = {
+    "TPU v4": GATHERS,
+    "TPU v5": SPARSE_CORE,
+    "TPU v6 lite": SPARSE_CORE,
+}
 # Where a user sets options for all programs of a process: what is named there is left alone.
 _ENVIRONMENT = ("LIBTPU_INIT_ARGS", "XLA_FLAGS")
 _UNKNOWN = re.compile(r"No such compile option: '([^']+)'")

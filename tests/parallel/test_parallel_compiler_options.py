@@ -11,6 +11,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from jaxscale.config.plan import Plan
 from jaxscale.hardware.by_name import cluster_by_name
 from jaxscale.parallel.compiler_options import (
+    GATHERS,
     SPARSE_CORE,
     Options,
     Value,
@@ -182,19 +183,36 @@ def test_gathers_and_scatters_of_a_whole_slice_are_what_they_are_and_run_beside_
 
 
 @needs_libtpu
-@pytest.mark.parametrize("name", ["v5p:2x2x1", "v6e:2x2"])
-def test_every_option_of_ours_is_known_to_the_compiler_that_it_is_for(name: str) -> None:
+def test_gathers_of_a_whole_torus_of_v4_are_gathers() -> None:
+    """Its gradients stay sums: two gathers forward and two backward for four all-reduces."""
     prepare_process()
-    device = abstract_devices(cluster_by_name(name))[0]
-    assert default_options(device) == SPARSE_CORE
-    assert compiler_options(device, SPARSE_CORE, {}, pytest.fail) == SPARSE_CORE
+    devices = abstract_devices(cluster_by_name("v4:4x4x4"))
+    mesh = Mesh(make_mesh(Plan(fsdp=len(devices)), devices).devices.reshape(-1), ("fsdp",))
+    plain, ours = (
+        compiled_layers(mesh, options) for options in ({}, step_options(mesh, Plan(), _nobody))
+    )
+    assert kinds(plain) == {"all-reduce"}
+    assert kinds(ours) == {"all-gather", "all-reduce"}
 
 
 @needs_libtpu
-@pytest.mark.parametrize("name", ["v5e:2x2", "v4:2x2x1"])
-def test_chips_whose_compiler_does_well_alone_are_told_nothing(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("v5p:2x2x1", SPARSE_CORE), ("v6e:2x2", SPARSE_CORE), ("v4:2x2x1", GATHERS)],
+)
+def test_every_option_of_ours_is_known_to_the_compiler_that_it_is_for(
+    name: str, expected: Options
+) -> None:
     prepare_process()
-    assert default_options(abstract_devices(cluster_by_name(name))[0]) == {}
+    device = abstract_devices(cluster_by_name(name))[0]
+    assert default_options(device) == expected
+    assert compiler_options(device, expected, {}, pytest.fail) == expected
+
+
+@needs_libtpu
+def test_a_chip_whose_compiler_does_well_alone_is_told_nothing() -> None:
+    prepare_process()
+    assert default_options(abstract_devices(cluster_by_name("v5e:2x2"))[0]) == {}
 
 
 def _nobody(line: str) -> None:

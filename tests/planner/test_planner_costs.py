@@ -13,6 +13,8 @@ from jaxscale.planner.costs.network import axis_links
 from jaxscale.planner.vocabulary.layout import Layout, Remat
 
 TOKENS = 16 * 2048
+# Parameters of eight layers.
+MATRICES = 8 * (2 * DENSE.embed * 24 * 64 + 3 * DENSE.embed * DENSE.mlp)
 
 
 def test_a_ring_over_nodes_goes_through_every_device() -> None:
@@ -40,15 +42,14 @@ def test_every_collective_of_parameters_waits_for_the_ring() -> None:
     ("cluster", "layout", "moves"),
     [
         # As compiled (docs/decisions.md): v5e sums over a whole slice from sixteen chips on, over a part of one never.
-        ("v5e:4x4", Layout(fsdp=16), 4),
-        ("v5e:2x4", Layout(fsdp=8), 3),
+        ("v5e:8x8", Layout(fsdp=64), 4),
         ("v5e:4x4", Layout(fsdp=8, data=2), 3),
         ("v5e:4x4*2", Layout(fsdp=16, data=2), 4),
         ("v4:2x2x1", Layout(fsdp=4), 3),
-        ("v4:2x2x2", Layout(fsdp=8), 4),
+        ("v4:4x4x4", Layout(fsdp=64), 4),
         # SparseCores, and switches, scatter over as many as there are.
         ("v5p:4x4x4", Layout(fsdp=64), 3),
-        ("v6e:4x4", Layout(fsdp=16), 3),
+        ("v6e:8x8", Layout(fsdp=64), 3),
         ("h100:8x2", Layout(fsdp=16), 3),
     ],
 )
@@ -56,14 +57,34 @@ def test_gradients_over_a_whole_slice_without_sparse_cores_are_summed(
     cluster: str, layout: Layout, moves: int
 ) -> None:
     """A layer's matrices are gathered twice in 16 bits, and gradients scattered, for as much as a gather or as two."""
+    share = (layout.fsdp - 1) / layout.fsdp
+    assert _moved_over_fsdp(cluster, layout) == pytest.approx(moves * 2 * MATRICES * share)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "layout"),
+    [
+        ("v5e:2x4", Layout(fsdp=8)),
+        ("v5e:4x4", Layout(fsdp=16)),
+        ("v4:2x2x2", Layout(fsdp=8)),
+        ("v5p:2x4x4", Layout(fsdp=32)),
+    ],
+)
+def test_windows_over_fsdp_alone_carry_two_pieces_more_than_a_ring(
+    cluster: str, layout: Layout
+) -> None:
+    """Two gathers and a scatter, each of n + 1 pieces of an nth (`test_planner_windows` asks TPU's compiler)."""
+    pieces = (layout.fsdp + 1) / layout.fsdp
+    assert _moved_over_fsdp(cluster, layout) == pytest.approx(3 * 2 * MATRICES * pieces)
+
+
+def _moved_over_fsdp(cluster: str, layout: Layout) -> float:
+    """Bytes that eight layers move for their matrices."""
     less, more = (
         predicted(cluster, layout, shape=replace(DENSE, layers=layers)) for layers in (8, 16)
     )
     fsdp = "parameters and gradients over fsdp"
-    moved = line(more, fsdp).moved_bytes - line(less, fsdp).moved_bytes
-    matrices = 8 * (2 * DENSE.embed * 24 * 64 + 3 * DENSE.embed * DENSE.mlp)
-    share = (layout.fsdp - 1) / layout.fsdp
-    assert moved == pytest.approx(moves * 2 * matrices * share)
+    return line(more, fsdp).moved_bytes - line(less, fsdp).moved_bytes
 
 
 def test_narrow_operands_are_made_on_the_way() -> None:

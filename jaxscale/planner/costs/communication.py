@@ -35,6 +35,7 @@ from jaxscale.planner.vocabulary.formula import (
     Number,
     if_less,
     if_split,
+    larger,
     smaller,
 )
 from jaxscale.planner.vocabulary.layout import Remat, ZeroStage
@@ -198,6 +199,8 @@ def _gathered(
     ends = end_elements(groups, sizes.mesh, kept)
     gathers = 2 if stack.regather else 1
     each = gathers * stack.gather_bytes + _gradient_scatters(sizes, stack) * stack.reduce_bytes
+    if axis == "fsdp":
+        each = _unless_in_windows(each, gathers, sizes, stack)
     volume = Named(each * layer, "B a layer")
     rest = Named(_table_bytes(shape, sizes, stack) * ends, "B of embedding and head")
     microbatches = sizes.mesh.microbatches
@@ -206,6 +209,21 @@ def _gathered(
     seconds = seconds + microbatches * gather_seconds(_slowed(rest, stack), axis, 3)
     component = f"parameters and gradients over {axis}"
     return axis_term(component, axis, sizes, seconds, passes * volume + microbatches * rest)
+
+
+def _unless_in_windows(each: Formula, gathers: int, sizes: Sizes, stack: Stack) -> Formula:
+    """Bytes an element of a layer; more where the compiler cuts products and what they gather or scatter into windows.
+
+    It does so where `fsdp` is the only axis, over some numbers of devices: pieces of a matrix go both ways round a
+    ring, n + 1 of them where n - 1 would do (`Stack.windows`).
+    """
+    least, most = stack.windows
+    mesh = sizes.mesh
+    others = mesh.data * mesh.pipeline * mesh.expert * mesh.context * mesh.tensor
+    pieces = Named((mesh.fsdp + 1) / larger(mesh.fsdp - 1, 1), "in windows")
+    windows = (gathers * stack.gather_bytes + stack.reduce_bytes) * pieces
+    inside = if_less(mesh.fsdp, least, each, if_less(most, mesh.fsdp, each, windows))
+    return if_split(others, each, inside) if most else each
 
 
 def _slowed(volume: Formula, stack: Stack) -> Formula:

@@ -46,9 +46,11 @@ class Stack:
     `parameters` of what ZeRO 1 and 2 gather once a step; `keys` and `tokens` over context and expert.
     sequence_parallel: activations between split products are split over `tensor` too. scatters: a reduce-scatter is
     one, or is made of an all-reduce and a slice. summed_slices: by chip, how many devices the largest slice has over
-    which gradients of parameters are scattered all the same; over more they are summed. staged_moves: in a lockstep
-    pipeline, how often a layer gathers the residual stream over `tensor`, both passes together, and how many sums the
-    gradients of its two normalized inputs take.
+    which gradients of parameters are scattered all the same; over more they are summed. windows: the fewest and the
+    most devices of `fsdp`, where that is the only axis, over which the compiler cuts products of layers and what they
+    gather or scatter into windows (0, 0: never). staged_moves: in a lockstep pipeline, how often a layer gathers the
+    residual stream over `tensor`, both passes together, and how many sums the gradients of its two normalized inputs
+    take.
     expert_shares: parameters that are no experts are split over `expert`, too, and gathered; else each of its devices
     has them, and their gradients are summed once a step.
     context_shares: the same of all parameters over `context`.
@@ -101,6 +103,7 @@ class Stack:
     prunes: bool = False
     scatters: bool = True
     summed_slices: Mapping[str, int] = field(default_factory=dict)
+    windows: tuple[int, int] = (0, 0)
     staged_moves: tuple[float, int] = (6, 2)
     expert_shares: bool = True
     context_shares: bool = True
