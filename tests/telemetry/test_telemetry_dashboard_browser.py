@@ -136,22 +136,27 @@ def test_ticking_a_run_compares_it(page, server) -> None:
     wait_for(page, "document.querySelectorAll('.chart:first-child .legend li').length == 2")
 
 
-def test_a_server_that_is_gone_is_said(page, server) -> None:
+@pytest.mark.parametrize("cut", [{"offline": True}, {"latency": 10**6}], ids=["refuses", "silent"])
+def test_a_server_that_is_gone_is_said(page, server, cut) -> None:
     page.open(server.address)
+    # Twenty seconds are a long time here.
+    page.evaluate(
+        "(limit => { AbortSignal.timeout = () => limit(500) })(AbortSignal.timeout.bind(AbortSignal))"
+    )
     try:
-        pretend(page, offline=True)
+        pretend(page, **cut)
         wait_for(page, "!document.getElementById('gone').hidden")
     finally:
-        pretend(page, offline=False)
+        pretend(page)
     wait_for(page, "document.getElementById('gone').hidden")
 
 
-def pretend(page, *, offline: bool) -> None:
-    """The network's state, and a reason to look again at once."""
+def pretend(page, *, offline: bool = False, latency: int = 0) -> None:
+    """The network's state, and a reason to look again at once. latency: ms."""
     page.call(
         "Network.emulateNetworkConditions",
         offline=offline,
-        latency=0,
+        latency=latency,
         downloadThroughput=-1,
         uploadThroughput=-1,
     )

@@ -2,6 +2,8 @@
 "use strict";
 (() => {
   const EVERY = 3000;
+  // A network that is cut answers nothing, not even that: until then no other question is asked.
+  const PATIENCE = 20000;
   const main = document.querySelector("main");
   const gone = document.getElementById("gone");
 
@@ -35,7 +37,7 @@
     if (asking || document.hidden || reading()) return;
     asking = true;
     try {
-      const answer = await fetch(location.href, { cache: "no-store" });
+      const answer = await fetch(location.href, { cache: "no-store", signal: AbortSignal.timeout(PATIENCE) });
       const html = await answer.text();
       gone.hidden = answer.ok;
       if (answer.ok && !reading()) put(html);
