@@ -30,13 +30,13 @@ name: hamlet
 model: {{init_from: "{model}"}}
 data: {{train: "{text}", eval_fraction: 0.1, sequence_length: 64, store: "{stores}"}}
 training:
-  steps: 30
+  steps: 12
   global_batch: 4
-  optimizer: {{name: adamw, learning_rate: 1.0e-4, weight_decay: 0.0}}
-  schedule: {{name: cosine, warmup_steps: 3, final_fraction: 0.1}}
+  optimizer: {{name: adamw, learning_rate: 2.0e-4, weight_decay: 0.0}}
+  schedule: {{name: cosine, warmup_steps: 2, final_fraction: 0.1}}
   eval_batches: 1
   sample_tokens: 0
-checkpoint: {{every: 30}}
+checkpoint: {{every: 12}}
 """
 
 
@@ -130,7 +130,7 @@ def test_its_rebuilt_tokenizer_splits_text_as_that_of_transformers(run: Path, sa
 
 @pytest.fixture(scope="module")
 def tuned(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Thirty steps of Hamlet: two minutes, so only where there is somebody to judge what it says."""
+    """Twelve steps of Hamlet: over a minute, so only where there is somebody to judge what it says."""
     pytest.importorskip("transformers")
     folder = tmp_path_factory.mktemp("hamlet")
     config = folder / "hamlet.yaml"
@@ -145,7 +145,8 @@ def tuned(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_it_learns_hamlet(run: Path, tuned: Path) -> None:
     before, after = (held_out_loss(one, tuned) for one in (run, tuned))
-    # From 4.51 to 3.94 in PyTorch with transformers' model, of other rows.
+    # From 4.66 to 3.99; thirty steps at half the rate get to 3.90, and in PyTorch with transformers' model from 4.51 to
+    # 3.94, of other rows.
     assert 4.0 < before < 4.8
     assert after < before - 0.4
 
