@@ -122,14 +122,11 @@ def test_memory_of_pipelines_on_cpu_is_about_that(name: str) -> None:
 
 @pytest.mark.parametrize("name", TPU)
 def test_peaks_are_the_compilers_within_a_tenth(name: str) -> None:
-    """An eighth where `tensor` splits layers, and with stages. Beside `data`, a sixth too much on v5p: the head's
-    gradient is scattered there, by SparseCores, and the planner keeps all of it."""
-    peak, wide = CASES[name]["facts"]["peak_bytes"], "tensor" in name or name in PIPELINES
+    """An eighth where `tensor` splits layers, and over 4x4x4 v5p without it: there the loss copies the table that it
+    gathered the other way round (1.05 GB of 8B), or beside `data` keeps less of the head's gradient."""
+    peak, torus = CASES[name]["facts"]["peak_bytes"], name.startswith("v5p:4x4x4")
     predicted = _expected(CASES[name]).peak_bytes
-    if name.startswith("v5p") and "data" in name:
-        assert peak < predicted < peak * 7 / 6
-    else:
-        assert predicted == pytest.approx(peak, rel=0.125 if wide else 0.1)
+    assert predicted == pytest.approx(peak, rel=0.125 if "tensor" in name or torus else 0.1)
 
 
 def test_memory_on_cpu_is_in_the_right_order() -> None:

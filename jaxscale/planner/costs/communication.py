@@ -91,7 +91,7 @@ def communication_terms(
     passes = sizes.mesh.microbatches * sizes.stage_layers
     terms = [
         tensor_term(shape, sizes, stack, remat, passes, sizes.mesh.microbatches),
-        *(_gathered(axis, shape, groups, sizes, stack, passes) for axis in gathered_axes(stack)),
+        *(_gathered(axis, groups, sizes, stack, passes) for axis in gathered_axes(stack)),
         *_once("data", groups, sizes, stack, zero),
         context_term(shape, sizes, stack, passes),
         _pipeline(shape, sizes, stack),
@@ -183,7 +183,6 @@ def scatter_cost(stack: Stack) -> float:
 
 def _gathered(
     axis: str,
-    shape: ModelShape,
     groups: Sequence[ParameterGroup],
     sizes: Sizes,
     stack: Stack,
@@ -202,7 +201,7 @@ def _gathered(
     if axis == "fsdp":
         each = _unless_in_windows(each, gathers, sizes, stack)
     volume = Named(each * layer, "B a layer")
-    rest = Named(_table_bytes(shape, sizes, stack) * ends, "B of embedding and head")
+    rest = Named(_table_bytes(stack) * ends, "B of embedding and head")
     microbatches = sizes.mesh.microbatches
     units = 1 if stack.gathers == "layer" else matrices_of_a_layer(groups, axis)
     seconds = passes * gather_seconds(_slowed(volume, stack), axis, (gathers + 1) * units)
@@ -243,17 +242,15 @@ def _gradient_scatters(sizes: Sizes, stack: Stack) -> Formula:
     return if_less(shards, sizes.summed, each, 2.0)
 
 
-def _table_bytes(shape: ModelShape, sizes: Sizes, stack: Stack) -> Formula:
+def _table_bytes(stack: Stack) -> Formula:
     """Bytes an element of the embedding and the head on their way, gathered and summed.
 
-    A tied table is summed for each of its two uses, and what they add up to is scattered; beside `tensor` each use's
-    gradient is scattered (as compiled: 1B over eight v5e, docs/benchmarks/planner/compiled.json).
+    What the two uses of a tied table add up to moves once (as compiled: 1B over eight v5e, alone and beside `tensor`,
+    docs/benchmarks/planner/compiled.json).
     """
     if not stack.table_sums:
         return Number(2 * stack.gather_bytes + scatter_cost(stack) * stack.reduce_bytes)
-    once = stack.gather_bytes + 2 * stack.compute_bytes
-    twice = once + 3 * stack.compute_bytes if shape.tied else once
-    return if_split(sizes.mesh.tensor, once, twice)
+    return Number(stack.gather_bytes + 2 * stack.compute_bytes)
 
 
 def _once(

@@ -131,7 +131,7 @@ def working_bytes(shape: ModelShape, sizes: Sizes, stack: Stack, remat: Remat) -
 def logit_bytes(shape: ModelShape, sizes: Sizes, stack: Stack) -> Formula:
     chunk = smaller(sizes.tokens, stack.loss_chunk) if stack.loss_chunk else sizes.tokens
     width = Number(shape.vocab, "vocab") / sizes.mesh.tensor
-    return chunk * width * Number(stack.logit_bytes, "B each")
+    return chunk * width * Number(stack.held_logit_bytes or stack.logit_bytes, "B each")
 
 
 def _gathered(groups: Sequence[ParameterGroup], sizes: Sizes, stack: Stack) -> Term:

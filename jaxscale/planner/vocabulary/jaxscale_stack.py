@@ -40,6 +40,8 @@ def jaxscale_stack(
         moments_bytes=moments_bytes,
         loss_chunk=loss_chunk,
         logit_bytes=8 + compute_bytes,
+        # On TPU their gradient is formed in the compute dtype at once.
+        held_logit_bytes=4 + compute_bytes if kind == "tpu" else 0,
         # Compiled for one H200 (scripts/bench/planner_gpu --ahead): a plain layer of a scan keeps about 78 kB a token
         # more than the least, at widths of 2,048 and 8,192, and half of that at half of them.
         plain_streams=3,

@@ -25,7 +25,8 @@ class Stack:
     Bytes an element: param_bytes as parameters are stored, compute_bytes of activations, gather_bytes of parameters on
     the way, gradient_bytes as gradients are kept, reduce_bytes as they are summed over devices, adding_bytes: through
     memory, to add a microbatch's gradient to the sum; moments_bytes of the optimizer's state, table_gradient_bytes of
-    the gradient of the head's table while it is whole, logit_bytes of a logit and its gradient.
+    the gradient of the head's table while it is whole, logit_bytes of a logit and its gradient, held_logit_bytes of
+    what of them exists at one time (0: all).
 
     Memory. adds_apart: gradients of a microbatch exist beside their sum. kept_streams: arrays of the residual
     stream's width that a layer without remat keeps at the least: inputs and results of both norms, and dropout masks.
@@ -116,6 +117,7 @@ class Stack:
     keeps_sent: bool = False
     loss_chunk: int = 0
     logit_bytes: float = 8
+    held_logit_bytes: float = 0
     overhead_bytes: float = 0
     host_seconds: float = 0
     source: str = ""
