@@ -87,7 +87,7 @@ def test_collectives_move_what_was_predicted(name: str) -> None:
     """`data` and `fsdp` together, as gradients of tables are summed over both at once."""
     case = CASES[name]
     wire = _expected(case).wire_bytes
-    allowed = 0.06 if "tensor" in name or name.endswith("/4") else 0.04
+    allowed = 0.06 if "tensor" in name else 0.04
     batch = {"data", "fsdp"}
     assert sum(wire.get(axis, 0) for axis in batch) == pytest.approx(
         _wire(case, batch), rel=allowed
@@ -122,11 +122,11 @@ def test_memory_of_pipelines_on_cpu_is_about_that(name: str) -> None:
 
 @pytest.mark.parametrize("name", TPU)
 def test_peaks_are_the_compilers_within_a_tenth(name: str) -> None:
-    """An eighth where `tensor` splits layers, and over 4x4x4 v5p without it: there the loss copies the table that it
-    gathered the other way round (1.05 GB of 8B), or beside `data` keeps less of the head's gradient."""
-    peak, torus = CASES[name]["facts"]["peak_bytes"], name.startswith("v5p:4x4x4")
+    """An eighth where `tensor` splits layers, and beside `data`: there the planner keeps all of the head's gradient,
+    which SparseCores scatter."""
+    peak, wide = CASES[name]["facts"]["peak_bytes"], "tensor" in name or "data" in name
     predicted = _expected(CASES[name]).peak_bytes
-    assert predicted == pytest.approx(peak, rel=0.125 if "tensor" in name or torus else 0.1)
+    assert predicted == pytest.approx(peak, rel=0.125 if wide else 0.1)
 
 
 def test_memory_on_cpu_is_in_the_right_order() -> None:

@@ -218,11 +218,10 @@ def _unless_in_windows(each: Formula, gathers: int, sizes: Sizes, stack: Stack) 
     """
     least, most = stack.windows
     mesh = sizes.mesh
-    others = mesh.data * mesh.pipeline * mesh.expert * mesh.context * mesh.tensor
     pieces = Named((mesh.fsdp + 1) / larger(mesh.fsdp - 1, 1), "in windows")
     windows = (gathers * stack.gather_bytes + stack.reduce_bytes) * pieces
     inside = if_less(mesh.fsdp, least, each, if_less(most, mesh.fsdp, each, windows))
-    return if_split(others, each, inside) if most else each
+    return if_split(mesh.beside_fsdp, each, inside) if most else each
 
 
 def _slowed(volume: Formula, stack: Stack) -> Formula:

@@ -156,6 +156,17 @@ def _gathered(groups: Sequence[ParameterGroup], sizes: Sizes, stack: Stack) -> T
         return Term("gathered parameters", if_split(shards, Named(whole, "B gathered")))
     in_use = unit * Number(2 * stack.gather_bytes + stack.reduce_bytes, "B each")
     at_the_end = table * Number(stack.gather_bytes + stack.table_gradient_bytes, "B each")
+    at_the_end = at_the_end + _copied_table(table, sizes, stack)
     return Term(
         "gathered parameters", if_split(shards, Named(larger(in_use, at_the_end), "B gathered"))
+    )
+
+
+def _copied_table(table: Formula, sizes: Sizes, stack: Stack) -> Formula:
+    """The loss's table a second time, the other way round, where the compiler makes it so (`Stack.copies_table`)."""
+    if not stack.copies_table:
+        return Number(0)
+    copy = table * Number(stack.gather_bytes, "B each")
+    return if_split(
+        sizes.mesh.beside_fsdp, 0, if_less(stack.copies_table, sizes.mesh.fsdp, copy, 0)
     )

@@ -27,6 +27,11 @@ class Mesh:
         """Devices that have rows of their own."""
         return self.data * self.fsdp * self.expert
 
+    @property
+    def beside_fsdp(self) -> Formula:
+        """Devices of all other axes: 1 where `fsdp` is the only one."""
+        return self.data * self.pipeline * self.expert * self.context * self.tensor
+
 
 def mesh_columns() -> Mesh:
     sizes = {axis: Column(axis) for axis in AXES}

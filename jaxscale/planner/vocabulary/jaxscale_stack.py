@@ -51,6 +51,9 @@ def jaxscale_stack(
         scatters=kind != "cpu",
         summed_slices=_SUMMED_SLICES,
         windows=_WINDOWS if kind == "tpu" else (0, 0),
+        # Compiled over v5p:4x4x4: the chunks' loop reads a copy of what was gathered with its columns outermost. Not
+        # over v5p:2x2x2 and v6e:4x4; other large slices are taken to be alike.
+        copies_table=_WINDOWS[1] if kind == "tpu" else 0,
         # In a pipeline these are the compiler's: on TPU each of q, k, v, gate and up gathers the input, on CPU the
         # input's gradient is summed for each. Elsewhere they are written out (`parallel.blocks`).
         staged_moves=(13, 2) if kind == "tpu" else (6, 5),

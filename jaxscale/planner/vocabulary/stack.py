@@ -52,6 +52,8 @@ class Stack:
     gather or scatter into windows (0, 0: never). staged_moves: in a lockstep pipeline, how often a layer gathers the
     residual stream over `tensor`, both passes together, and how many sums the gradients of its two normalized inputs
     take.
+    copies_table: over more devices of `fsdp` than this, where that is the only axis, the loss holds its gathered table
+    in two layouts (0: never).
     expert_shares: parameters that are no experts are split over `expert`, too, and gathered; else each of its devices
     has them, and their gradients are summed once a step.
     context_shares: the same of all parameters over `context`.
@@ -105,6 +107,7 @@ class Stack:
     scatters: bool = True
     summed_slices: Mapping[str, int] = field(default_factory=dict)
     windows: tuple[int, int] = (0, 0)
+    copies_table: int = 0
     staged_moves: tuple[float, int] = (6, 2)
     expert_shares: bool = True
     context_shares: bool = True

@@ -9,7 +9,7 @@ each.
 
 import argparse
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -84,8 +84,8 @@ def main() -> None:
 def measure(row: Row) -> dict[str, Any]:
     """Peaks and logits in bytes of a device."""
     llama = load_model(CONFIGS / "models/llama3.2-1b.yaml", ["model.num_layers=2"])[0]
-    plain = peak(row, ModelSection(build=f"{ALL_LOGITS}:AllLogits"), over_fsdp=False)
-    fused = peak(row, llama, over_fsdp=row.over_fsdp)
+    all_logits = ModelSection(build=f"{ALL_LOGITS}:AllLogits")
+    plain, fused = peak(replace(row, over_fsdp=False), all_logits), peak(row, llama)
     logits = 4 * row.tokens * VOCAB // row.tensor
     return {
         **asdict(row),
@@ -98,12 +98,12 @@ def measure(row: Row) -> dict[str, Any]:
     }
 
 
-def peak(row: Row, model: ModelSection, *, over_fsdp: bool) -> int:
+def peak(row: Row, model: ModelSection) -> int:
     rows = row.tokens * row.fsdp // SEQUENCE
     sizes = [f"data.sequence_length={SEQUENCE}", f"training.global_batch={rows}"]
     config = load_config(CONFIGS / "quickstart.yaml", sizes).model_copy(update={"model": model})
-    plan = row.plan if over_fsdp else row.plan.model_copy(update={"rules": {}})
-    compiled = lower_step(config, plan, abstract_devices(cluster_by_name(row.cluster))).compile()
+    devices = abstract_devices(cluster_by_name(row.cluster))
+    compiled = lower_step(config, row.plan, devices).compile()
     memory: Any = compiled.memory_analysis()
     return int(memory.peak_memory_in_bytes)
 
