@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 
 from jaxscale.kernels.target import Target
 
@@ -40,8 +41,16 @@ class BlockHook(Protocol):
     ) -> BlockFunction:
         """The same for a function whose results are a list, one of x and each weight."""
 
+    def look_up(self, table: jax.Array, rows: jax.Array) -> jax.Array:
+        """[batch, sequence, embed]: rows of the vocabulary's table."""
+
     def shape(self, shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:
         """Sizes of a device's block of an array of the whole mesh."""
+
+
+def take_rows(table: jax.Array, rows: jax.Array) -> jax.Array:
+    """NaN for a row that the table does not have: the loss shows it, instead of training on a wrong row."""
+    return jnp.take(table, rows, axis=0, mode="fill")
 
 
 class _Whole:
@@ -58,6 +67,9 @@ class _Whole:
     ) -> BlockFunction:
         del operands, outs
         return function
+
+    def look_up(self, table: jax.Array, rows: jax.Array) -> jax.Array:
+        return take_rows(table, rows)
 
     def shape(self, shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:
         del axes

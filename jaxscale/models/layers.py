@@ -14,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from jaxscale.models.architecture import Architecture
-from jaxscale.models.context import constrain
+from jaxscale.models.context import constrain, forward_context, take_rows
 from jaxscale.models.products import fused_mlp, project, project_each
 
 STANDARD_DEVIATION = 0.02
@@ -129,11 +129,12 @@ class Table(nnx.Module):
     """One row of width `embed` per token or position."""
 
     def __init__(self, arch: Architecture, rngs: nnx.Rngs, *, rows: int, axis: str | None) -> None:
+        self.axis = axis
         self.table = parameter(rngs, (rows, arch.embed_dim), (axis, "embed"), NORMAL)
 
     def __call__(self, rows: Int[Array, "batch sequence"]) -> Float[Array, "batch sequence embed"]:
-        # mode="fill": a token outside the vocabulary makes the loss NaN instead of training on a wrong row.
-        return jnp.take(self.table[...], rows, axis=0, mode="fill")
+        look_up = forward_context().on_blocks.look_up if self.axis == "vocab" else take_rows
+        return look_up(self.table[...], rows)
 
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {

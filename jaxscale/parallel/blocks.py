@@ -7,16 +7,18 @@ them. Between the split products a sequence is split as well (`norm_sequence`; K
 once before the first ones, and what the last ones have summed in part is scattered over it.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxscale.kernels.attention.residuals import is_residual
 from jaxscale.kernels.residuals import is_product, product_residual
-from jaxscale.models.context import Axes, BlockFunction
+from jaxscale.models.context import Axes, BlockFunction, take_rows
 
 MeshAxes = tuple[str, ...]
 Dims = tuple[MeshAxes, ...]
@@ -85,6 +87,46 @@ class Blocks:
             self._result((x, weight), out) for weight, out in zip(weights, outs, strict=True)
         ]
         return self._mapped(function, operands, results)
+
+    def look_up(self, table: jax.Array, rows: jax.Array) -> jax.Array:
+        """A device looks its part of the table up for all devices that have others of it, and they exchange what they
+        find: nobody gathers the table, nor sums its gradient over the devices that share it."""
+        columns, vocab = self._mesh_axes(_STORED), self._mesh_axes("vocab")
+        if not (columns or vocab) or not self._exchanges(columns, rows.shape):
+            return take_rows(table, rows)
+        operands = ("batch", "sequence"), ("vocab", _STORED)
+        result = self._result(operands, ("batch", _BETWEEN, _MET))
+
+        def local(table: jax.Array, rows: jax.Array) -> jax.Array:
+            rows = _gather(rows, (columns,))
+            found = _own_rows(table, rows, vocab) if vocab else take_rows(table, rows)
+            part = _sum(found, result, self.placement)
+            return jax.lax.all_to_all(part, columns, 0, 2, tiled=True) if columns else part
+
+        found: jax.Array = jax.shard_map(
+            local,
+            mesh=self.placement.mesh,
+            in_specs=(_spec(self._split(operands[1])), _spec(self._split(operands[0]))),
+            out_specs=result.spec,
+            axis_names=self.placement.automatic_axes,
+            check_vma=False,
+        )(table, rows)
+        return found
+
+    def _exchanges(self, columns: MeshAxes, rows: tuple[int, ...]) -> bool:
+        """Whether rows of the batch, which have to divide, are split over all that the table's columns are split over.
+
+        Inside a pipeline's map all of it is the compiler's.
+        """
+        batch, sequence = self._mesh_axes("batch"), self._mesh_axes(_BETWEEN)
+        divide = all(
+            size % self._size(axes) == 0 for size, axes in zip(rows, (batch, sequence), strict=True)
+        )
+        free = not (self.placement.manual or self._mesh_axes(_MET))
+        return set(columns) <= set(batch) and divide and free
+
+    def _size(self, axes: MeshAxes) -> int:
+        return math.prod(self.placement.mesh.shape[axis] for axis in axes)
 
     def shape(self, shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:
         """Sizes of what the kernel sees of an array: a device's block, gathered where weights are."""
@@ -160,6 +202,16 @@ class Blocks:
         rows = {*self._mesh_axes("batch"), *self._mesh_axes("sequence")}
         kept = self._mesh_axes(_MET) if axis == _STORED else self._mesh_axes(axis)
         return tuple(a for a in self._mesh_axes(axis) if a in rows or a not in kept)
+
+
+def _own_rows(block: jax.Array, rows: jax.Array, axes: MeshAxes) -> jax.Array:
+    """What a device has of rows of a table that is split over mesh axes, zeros for the others'; as `take_rows`."""
+    have, parts = block.shape[0], jax.lax.psum(1, axes)
+    rows = jnp.where(rows < 0, rows + have * parts, rows)
+    place = rows - jax.lax.axis_index(axes) * have
+    found = jnp.take(block, jnp.where(place < 0, have, place), axis=0, mode="fill", fill_value=0)
+    exists = (rows >= 0) & (rows < have * parts)
+    return jnp.where(exists[..., None], found, jnp.nan)
 
 
 def _spec(split: Dims) -> PartitionSpec:

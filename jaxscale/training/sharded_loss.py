@@ -129,14 +129,17 @@ def _with_gradients(placement: Placement, axes: _Axes, settings: _Settings) -> C
 
 
 def _as_stored(to_table: jax.Array, axes: _Axes, dtype: Any) -> jax.Array:
-    """A device's sum for its rows of the table, summed over the batch axes and split as the table is stored."""
+    """A device's sum for its rows of the table, summed over the batch axes and split as the table is stored.
+
+    Scattered first: what is summed over the other axes is one device's part by then.
+    """
+    if axes.stored and not axes.gathered:
+        to_table = jax.lax.psum_scatter(to_table, axes.stored, scatter_dimension=1, tiled=True)
     split: jax.Array = _summed(
         to_table, tuple(axis for axis in axes.rows if axis not in axes.stored)
     )
     if axes.gathered:
         split = jax.lax.all_to_all(split.astype(dtype), axes.gathered, 1, 0, tiled=True)
-    elif axes.stored:
-        split = jax.lax.psum_scatter(split, axes.stored, scatter_dimension=1, tiled=True)
     return split.astype(dtype)
 
 
