@@ -26,6 +26,7 @@ from jaxscale.planner.model.workload import Workload
 from jaxscale.planner.search.exhaustive import Problem
 from jaxscale.planner.search.proposal import (
     CHOSEN_FIELDS,
+    LOSS_RULE,
     Proposal,
     predict_plan,
     propose,
@@ -138,6 +139,8 @@ def _kept(run: _Run, say: Say) -> Chosen | None:
     taken = {
         name: getattr(before, name) for name in chosen if name not in run.given.model_fields_set
     }
+    if LOSS_RULE in before.rules:
+        taken["rules"] = {LOSS_RULE: before.rules[LOSS_RULE], **run.given.rules}
     plan = Plan.model_validate({**run.given.model_dump(exclude_unset=True), **taken})
     devices = run.problem.cluster.num_devices
     if plan.num_devices != devices:

@@ -196,6 +196,19 @@ def test_stages_are_kept_by_a_run_that_goes_on(choose, tmp_path: Path) -> None:
     assert "as the run has it" in said
 
 
+def test_the_losss_rule_is_kept_by_a_run_that_goes_on(choose, tmp_path: Path) -> None:
+    """The planner chose it, so no configuration has it; another one of the user's stays beside it."""
+    plan = Plan(fsdp=4, tensor=2, rules={"vocab_activation": "fsdp"})
+    directory = lay_out(tmp_path, plan)
+    found, said = choose(directory=directory)
+    assert found.plan == plan
+    assert "vocab_activation=fsdp, as the run has it" in said
+    both, _ = choose("plan.rules={norm_sequence: null}", directory=directory)
+    assert both.plan.rules == {"vocab_activation": "fsdp", "norm_sequence": None}
+    without, _ = choose("plan.rules={vocab_activation: null}", directory=directory)
+    assert without.plan.rules == {"vocab_activation": None}
+
+
 def test_an_axis_that_the_user_splits_otherwise_is_respected(choose) -> None:
     """With the vocabulary over fsdp, 300 rows rule out 8 shards of it: the trainer's own rules have the last word."""
     found, _ = choose("plan.rules={vocab: fsdp, embed: null}")

@@ -41,13 +41,20 @@ TINY = {
     "head_dim": 32,
     "mlp_dim": 512,
 }
+# Tables that weigh as much as layers.
+WIDE = {**TINY, "vocab_size": 4096}
+SMALL = {
+    "tiny": TINY,
+    "tiny-4k": {**WIDE, "tied_embeddings": False},
+    "tiny-4k-tied": {**WIDE, "tied_embeddings": True},
+}
 
 
 def _section(model: str | ModelSection) -> ModelSection:
     if isinstance(model, ModelSection):
         return model
-    if model == "tiny":
-        return ModelSection.model_validate(TINY)
+    if model in SMALL:
+        return ModelSection.model_validate(SMALL[model])
     return load_model(MODELS / f"{model}.yaml", [])[0]
 
 
@@ -102,6 +109,14 @@ def test_activations_move_what_was_predicted(name: str) -> None:
     assert wire == pytest.approx(_wire(case, {"tensor"}), rel=0.03)
 
 
+@pytest.mark.parametrize("name", [name for name in CASES if "tiny-4k" in name])
+def test_tables_move_what_was_predicted(name: str) -> None:
+    """As heavy as layers, tied or not, beside every other axis, and in both ways of the loss."""
+    wire = sum(_expected(CASES[name]).wire_bytes.values())
+    compiled = sum(one["wire_bytes"] for one in CASES[name]["facts"]["collectives"])
+    assert wire == pytest.approx(compiled, rel=0.01)
+
+
 @pytest.mark.parametrize("name", PIPELINES)
 def test_pipelines_move_what_was_predicted(name: str) -> None:
     """All axes: tables are gathered over `pipeline` and `fsdp` at once. Means over the stages on both sides."""
@@ -130,8 +145,11 @@ def test_peaks_are_the_compilers_within_a_tenth(name: str) -> None:
 
 
 def test_memory_on_cpu_is_in_the_right_order() -> None:
-    """XLA's CPU backend keeps about twice as much as the formulas say; which of two steps needs more is right."""
-    names = [name for name in ONE_STAGE if name.startswith("cpu:8")]
+    """XLA's CPU backend keeps about twice as much as the formulas say; which of two steps needs more is right.
+
+    Of one model: with tables as heavy as layers it is 0.55 to 1.2 of the formulas, and splitting logits saves nothing.
+    """
+    names = [name for name in ONE_STAGE if name.startswith("cpu:8 tiny ")]
     predicted = [_expected(CASES[name]).peak_bytes for name in names]
     compiled = [
         compiled_peak(

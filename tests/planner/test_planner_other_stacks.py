@@ -183,12 +183,12 @@ def test_what_is_no_expert_may_be_whole_on_every_device_of_expert() -> None:
     shared = num_parameters([group for group in groups if not group.routed])
     experts = num_parameters(groups) - shared
     layout = Layout(expert=4, data=2, zero=1, microbatches=2)
-    found = in_order("h100:8", layout, ROUTED, expert_shares=False)
+    found = in_order("h100:8", layout, ROUTED, expert_shares=False, looks_up=False)
     assert "parameters and gradients over expert" not in components(found)
     # Two bytes an element as they are reduced, four as they are stored, three quarters of it from others.
     assert line(found, "gradients over expert").moved_bytes == pytest.approx(3 / 4 * 2 * shared)
     assert line(found, "parameters over expert").moved_bytes == pytest.approx(3 / 4 * 4 * shared)
-    plain = in_order("h100:8", replace(layout, zero=0), ROUTED, expert_shares=False)
+    plain = in_order("h100:8", replace(layout, zero=0), ROUTED, expert_shares=False, looks_up=False)
     assert line(plain, "gradients over expert").moved_bytes == pytest.approx(2 * 3 / 4 * 2 * shared)
     assert line(found, "parameters").value == pytest.approx(4 * (shared + experts / 4))
     assert line(found, "optimizer state").value == pytest.approx(8 * (shared + experts) / 4 / 2)
@@ -250,7 +250,9 @@ def test_gathers_may_reach_less_of_the_links() -> None:
     """Half the bandwidth takes the time of as many bytes again: six of each element of a matrix, at 450 GB/s."""
     name = "parameters and gradients over fsdp"
     best, half, quarter = (
-        whole_seconds(in_order("h100:8x4", Layout(fsdp=32), gather_share=share), name)
+        whole_seconds(
+            in_order("h100:8x4", Layout(fsdp=32), gather_share=share, looks_up=False), name
+        )
         for share in (1, 1 / 2, 1 / 4)
     )
     groups = [one for one in parameter_groups(DENSE) if not one.is_vector or one.place != "layer"]

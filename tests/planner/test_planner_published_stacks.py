@@ -27,7 +27,7 @@ from jaxscale.planner.vocabulary.layout import Layout
 from jaxscale.planner.vocabulary.stack import Stack
 
 TOKENS = 16 * 2048
-MCORE = {"context_shares": False, "lockstep": False}
+MCORE = {"context_shares": False, "lockstep": False, "looks_up": False}
 
 
 def stack(name: str, source: str = "", **given: Any) -> Stack:

@@ -38,8 +38,9 @@ COMPUTE = (
 
 
 def stack(cluster: str | Cluster, layout: Layout, **changes: Any) -> Prediction:
-    """In a stack whose stages do not wait for each other, and whose compiler leaves nothing out."""
-    return predicted(cluster, layout, lockstep=False, prunes=False, **changes)
+    """In a stack whose stages do not wait for each other, whose compiler leaves nothing out, and whose gradients have
+    all one width."""
+    return predicted(cluster, layout, lockstep=False, prunes=False, looks_up=False, **changes)
 
 
 def components(found: Prediction) -> set[str]:

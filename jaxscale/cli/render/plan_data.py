@@ -71,6 +71,7 @@ def _plan(answer: Answer, one: Ranked, *, formulas: bool) -> dict[str, Any]:
         **prediction_data(prediction),
         "ties_with": list(one.ties_with),
         "zero": layout.zero,
+        "vocab_activation": layout.vocab_activation,
         "planned_only": list(planned_only(layout)),
         "headroom_bytes": prediction.usable_bytes - prediction.peak_bytes,
         "networks": {axis: [list(part) for part in parts] for axis, parts in crossed.items()},

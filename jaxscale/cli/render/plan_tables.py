@@ -52,7 +52,7 @@ def searched_line(answer: Answer) -> str:
     efficiency = answer.problem.efficiency
     meshes = "1 mesh divides" if answer.num_meshes == 1 else f"{answer.num_meshes:,} meshes divide"
     return (
-        f"{meshes}; {answer.num_candidates:,} candidates with microbatches, remat, schedule and ZeRO; "
+        f"{meshes}; {answer.num_candidates:,} candidates with microbatches, remat, schedule, ZeRO and logits; "
         f"{answer.num_fitting:,} fit with {efficiency.memory_error:.0%} of the memory to spare. "
         f"Plans within {efficiency.error:.0%} are ties (=)."
     )

@@ -80,6 +80,8 @@ def run_words(layout: Layout) -> str:
         parts.append(f"{layout.schedule}{virtual}")
     if layout.zero:
         parts.append(f"ZeRO-{layout.zero}")
+    if layout.vocab_activation != "none":
+        parts.append(f"logits over {layout.vocab_activation}")
     return ", ".join(parts)
 
 
@@ -93,6 +95,8 @@ def layout_words(layout: Layout) -> str:
         parts.append(f"virtual_stages={layout.virtual_stages}")
     if layout.zero:
         parts.append(f"zero={layout.zero}")
+    if layout.vocab_activation != "none":
+        parts.append(f"vocab_activation={layout.vocab_activation}")
     return ",".join(parts)
 
 

@@ -19,9 +19,9 @@ from jaxscale.planner.costs.network import (
     wire_share,
 )
 from jaxscale.planner.costs.remat import recomputes_products
+from jaxscale.planner.costs.tables import gradient_bytes, loss_tokens, slowed, table_traffic
 from jaxscale.planner.model.parameters import (
     ParameterGroup,
-    end_elements,
     layer_elements,
     local_elements,
     matrices_of_a_layer,
@@ -91,11 +91,13 @@ def communication_terms(
     passes = sizes.mesh.microbatches * sizes.stage_layers
     terms = [
         tensor_term(shape, sizes, stack, remat, passes, sizes.mesh.microbatches),
-        *(_gathered(axis, groups, sizes, stack, passes) for axis in gathered_axes(stack)),
+        *(_gathered(axis, shape, groups, sizes, stack, passes) for axis in gathered_axes(stack)),
         *_once("data", groups, sizes, stack, zero),
         context_term(shape, sizes, stack, passes),
         _pipeline(shape, sizes, stack),
     ]
+    if sizes.splits_logits:
+        terms.append(loss_tokens(shape, sizes, stack))
     if shape.experts is not None and "expert" in stack.whole_axes:
         shared = [group for group in groups if not group.routed]
         terms.extend(_once("expert", shared, sizes, stack, zero))
@@ -165,8 +167,10 @@ def tensor_term(
         scatters += (1 if stack.prunes else 2) * again
     else:
         gathers = scatters = 6.0 if again else 4.0
-    # The embedding's rows are summed; the head's input is gathered, and its gradient summed.
-    moves = gathers * passes + 2 * ends + each * scatters * passes + scatter_cost(stack) * ends
+    # The embedding's rows are summed; the head's input is gathered, and its gradient summed: ours by an all-reduce, and
+    # the gradient of the embedding's rows is gathered.
+    at_ends = 5.0 if stack.looks_up and not staged else 2 + scatter_cost(stack)
+    moves = gathers * passes + each * scatters * passes + at_ends * ends
     return axis_term(
         "activations over tensor",
         "tensor",
@@ -183,6 +187,7 @@ def scatter_cost(stack: Stack) -> float:
 
 def _gathered(
     axis: str,
+    shape: ModelShape,
     groups: Sequence[ParameterGroup],
     sizes: Sizes,
     stack: Stack,
@@ -195,19 +200,19 @@ def _gathered(
     inner = GATHERED[GATHERED.index(axis) + 1 :]
     kept = ("tensor", *inner)
     layer = layer_elements(groups, sizes.mesh, kept, of=axis)
-    ends = end_elements(groups, sizes.mesh, kept)
+    tables = table_traffic(axis, shape, groups, sizes, stack, kept)
     gathers = 2 if stack.regather else 1
     each = gathers * stack.gather_bytes + _gradient_scatters(sizes, stack) * stack.reduce_bytes
     if axis == "fsdp":
         each = _unless_in_windows(each, gathers, sizes, stack)
     volume = Named(each * layer, "B a layer")
-    rest = Named(_table_bytes(stack) * ends, "B of embedding and head")
     microbatches = sizes.mesh.microbatches
     units = 1 if stack.gathers == "layer" else matrices_of_a_layer(groups, axis)
-    seconds = passes * gather_seconds(_slowed(volume, stack), axis, (gathers + 1) * units)
-    seconds = seconds + microbatches * gather_seconds(_slowed(rest, stack), axis, 3)
+    seconds = passes * gather_seconds(slowed(volume, stack), axis, (gathers + 1) * units)
+    seconds = seconds + microbatches * tables.seconds
     component = f"parameters and gradients over {axis}"
-    return axis_term(component, axis, sizes, seconds, passes * volume + microbatches * rest)
+    moved = passes * volume + microbatches * tables.moved
+    return axis_term(component, axis, sizes, seconds, moved)
 
 
 def _unless_in_windows(each: Formula, gathers: int, sizes: Sizes, stack: Stack) -> Formula:
@@ -224,11 +229,6 @@ def _unless_in_windows(each: Formula, gathers: int, sizes: Sizes, stack: Stack) 
     return if_split(mesh.beside_fsdp, each, inside) if most else each
 
 
-def _slowed(volume: Formula, stack: Stack) -> Formula:
-    """As many bytes as would take the links that long at their best."""
-    return volume if stack.gather_share == 1 else volume / Number(stack.gather_share, "reached")
-
-
 def _gradient_scatters(sizes: Sizes, stack: Stack) -> Formula:
     """Gathers that a scatter of gradients costs as much as: two where the compiler sums them over a whole slice."""
     each: Formula = Number(scatter_cost(stack))
@@ -241,17 +241,6 @@ def _gradient_scatters(sizes: Sizes, stack: Stack) -> Formula:
     return if_less(shards, sizes.summed, each, 2.0)
 
 
-def _table_bytes(stack: Stack) -> Formula:
-    """Bytes an element of the embedding and the head on their way, gathered and summed.
-
-    What the two uses of a tied table add up to moves once (as compiled: 1B over eight v5e, alone and beside `tensor`,
-    docs/benchmarks/planner/compiled.json).
-    """
-    if not stack.table_sums:
-        return Number(2 * stack.gather_bytes + scatter_cost(stack) * stack.reduce_bytes)
-    return Number(stack.gather_bytes + 2 * stack.compute_bytes)
-
-
 def _once(
     axis: str, groups: Sequence[ParameterGroup], sizes: Sizes, stack: Stack, zero: ZeroStage
 ) -> list[Term]:
@@ -261,7 +250,8 @@ def _once(
     gathered, as wide as parameters are stored.
     """
     elements = local_elements(groups, sizes.mesh, ("tensor", *GATHERED))
-    gradients = Named(elements * stack.reduce_bytes, "B of gradients")
+    summed = gradient_bytes(groups, sizes, stack, ("tensor", *GATHERED))
+    gradients = Named(summed, "B of gradients")
     name = f"gradients over {axis}"
     if not zero:
         return [axis_term(name, axis, sizes, reduce_seconds(gradients, axis), 2 * gradients)]

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from jaxscale.planner.costs.remat import kept_bytes, layer_bytes, score_bytes
 from jaxscale.planner.costs.schedules import microbatches_in_flight
+from jaxscale.planner.costs.tables import where_copied
 from jaxscale.planner.model.parameters import (
     ParameterGroup,
     end_elements,
@@ -129,8 +130,11 @@ def working_bytes(shape: ModelShape, sizes: Sizes, stack: Stack, remat: Remat) -
 
 
 def logit_bytes(shape: ModelShape, sizes: Sizes, stack: Stack) -> Formula:
-    chunk = smaller(sizes.tokens, stack.loss_chunk) if stack.loss_chunk else sizes.tokens
-    width = Number(shape.vocab, "vocab") / sizes.mesh.tensor
+    """Of a chunk; where devices of `fsdp` split the vocabulary, of a chunk of all their tokens."""
+    tokens, width = sizes.tokens, Number(shape.vocab, "vocab") / sizes.mesh.tensor
+    if sizes.splits_logits:
+        tokens, width = tokens * sizes.mesh.fsdp, width / sizes.mesh.fsdp
+    chunk = smaller(tokens, stack.loss_chunk) if stack.loss_chunk else tokens
     return chunk * width * Number(stack.held_logit_bytes or stack.logit_bytes, "B each")
 
 
@@ -155,18 +159,13 @@ def _gathered(groups: Sequence[ParameterGroup], sizes: Sizes, stack: Stack) -> T
         whole = local * Number(stack.gather_bytes + stack.reduce_bytes, "B each")
         return Term("gathered parameters", if_split(shards, Named(whole, "B gathered")))
     in_use = unit * Number(2 * stack.gather_bytes + stack.reduce_bytes, "B each")
+    if sizes.splits_logits:
+        table = table / sizes.mesh.fsdp
     at_the_end = table * Number(stack.gather_bytes + stack.table_gradient_bytes, "B each")
-    at_the_end = at_the_end + _copied_table(table, sizes, stack)
+    if not sizes.splits_logits:
+        # The loss's table a second time, the other way round.
+        copied = table * Number(stack.gather_bytes, "B each")
+        at_the_end = at_the_end + where_copied(sizes, stack, copied)
     return Term(
         "gathered parameters", if_split(shards, Named(larger(in_use, at_the_end), "B gathered"))
-    )
-
-
-def _copied_table(table: Formula, sizes: Sizes, stack: Stack) -> Formula:
-    """The loss's table a second time, the other way round, where the compiler makes it so (`Stack.copies_table`)."""
-    if not stack.copies_table:
-        return Number(0)
-    copy = table * Number(stack.gather_bytes, "B each")
-    return if_split(
-        sizes.mesh.beside_fsdp, 0, if_less(stack.copies_table, sizes.mesh.fsdp, copy, 0)
     )

@@ -62,7 +62,7 @@ def axis_links(cluster: Cluster, factors: Sequence[int], strides: Sequence[int])
     )
 
 
-def gather_seconds(volume: Formula, axis: str, collectives: float = 1) -> Formula:
+def gather_seconds(volume: Formula, axis: str, collectives: Formula | float = 1) -> Formula:
     """An all-gather, or a reduce-scatter, of V bytes over a mesh axis; 0 where the axis has one device.
 
     collectives: that the volume is cut into, which wait for the longest way each.

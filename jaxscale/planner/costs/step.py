@@ -25,7 +25,7 @@ from jaxscale.planner.model.shape import ModelShape
 from jaxscale.planner.model.sizes import Sizes, mesh_columns, sizes_of
 from jaxscale.planner.model.workload import Workload
 from jaxscale.planner.vocabulary.formula import Formula, Named, Number, larger, total
-from jaxscale.planner.vocabulary.layout import Remat, Schedule, ZeroStage
+from jaxscale.planner.vocabulary.layout import Remat, Schedule, VocabActivation, ZeroStage
 from jaxscale.planner.vocabulary.stack import Partition, Stack
 from jaxscale.planner.vocabulary.terms import Term
 
@@ -42,6 +42,7 @@ class Choice:
     schedule: Schedule
     zero: ZeroStage
     stage_layers: tuple[int, ...] = ()
+    vocab_activation: VocabActivation = "none"
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ def costs(
     sizes = replace(
         sizes_of(workload, mesh_columns(), sequence_parallel=stack.sequence_parallel),
         summed=_summed_group(cluster, stack),
+        splits_logits=choice.vocab_activation == "fsdp",
     )
     speeds = speeds_of(cluster, stack, efficiency)
     if stack.lockstep and choice.schedule != "none":

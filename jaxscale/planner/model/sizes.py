@@ -46,7 +46,8 @@ class Sizes:
     layers.
 
     share: 1 / tensor where activations between split products are split too, else 1. summed: devices of a group over
-    which gradients are summed where they would be scattered (0: none).
+    which gradients are summed where they would be scattered (0: none). splits_logits: the loss splits the vocabulary
+    over `fsdp`, too.
     """
 
     mesh: Mesh
@@ -57,6 +58,7 @@ class Sizes:
     all_keys: Formula
     share: Formula
     summed: int = 0
+    splits_logits: bool = False
 
 
 def sizes_of(workload: Workload, mesh: Mesh, *, sequence_parallel: bool) -> Sizes:

@@ -10,6 +10,7 @@ found so far is out, and only the rest is timed over every spread. The result is
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,7 @@ from jaxscale.planner.vocabulary.layout import (
     Layout,
     Remat,
     Schedule,
+    VocabActivation,
     ZeroStage,
     is_executable,
 )
@@ -91,6 +93,7 @@ class Block:
             remat=self.choice.remat,
             schedule=self.choice.schedule,
             zero=self.choice.zero,
+            vocab_activation=self.choice.vocab_activation,
         )
 
 
@@ -131,7 +134,7 @@ def divisible_meshes(problem: Problem) -> Meshes:
 def blocks(problem: Problem, meshes: Sizes) -> Iterator[Block]:
     """All candidates over the meshes, with their memory."""
     expanded = _with_microbatches(problem, meshes)
-    for choice in _choices(problem.space):
+    for choice in _choices(problem):
         columns = _columns(problem, expanded, choice)
         if not columns["data"].size:
             continue
@@ -177,7 +180,9 @@ def _order(found: Found) -> tuple[object, ...]:
     return (
         round(math.log(found.seconds) / math.log(1 + _ALIKE)),
         not is_executable(layout),
-        sum(size > 1 for size in layout.mesh.values()) + (layout.zero > 0),
+        sum(size > 1 for size in layout.mesh.values())
+        + (layout.zero > 0)
+        + (layout.vocab_activation != "none"),
         found.seconds,
         tuple(layout.mesh.values()),
         layout.virtual_stages,
@@ -196,15 +201,19 @@ def _nth(best: dict[tuple[int, ...], Found], count: int) -> float:
     return sorted(found.seconds for found in best.values())[count - 1]
 
 
-def _choices(space: Space) -> Iterator[Choice]:
-    pins = space.pins
-    pipelined = "pipeline" in space.axes
-    for remat in space.remats:
-        for schedule in ("none", *(space.schedules if pipelined else ())):
-            for zero in space.zeros:
-                kept = pins.allows("remat", remat) and pins.allows("zero", zero)
-                if kept and (schedule == "none" or pins.allows("schedule", schedule)):
-                    yield Choice(remat, schedule, zero)
+def _choices(problem: Problem) -> Iterator[Choice]:
+    space, pins = problem.space, problem.space.pins
+    schedules = ("none", *(space.schedules if "pipeline" in space.axes else ()))
+    splits: tuple[VocabActivation, ...] = (
+        ("none", "fsdp") if problem.stack.splits_logits else ("none",)
+    )
+    for remat, schedule, zero, vocab in product(space.remats, schedules, space.zeros, splits):
+        kept = pins.allows("remat", remat) and pins.allows("zero", zero)
+        kept = kept and (schedule == "none" or pins.allows("schedule", schedule))
+        # A pipeline gathers its tables once a step, for all microbatches.
+        possible = vocab == "none" or schedule == "none"
+        if kept and possible and pins.allows("vocab_activation", vocab):
+            yield Choice(remat, schedule, zero, vocab_activation=vocab)
 
 
 def _with_microbatches(problem: Problem, meshes: Sizes) -> Sizes:
@@ -229,6 +238,8 @@ def _columns(problem: Problem, candidates: Sizes, choice: Choice) -> dict[str, V
         kept &= pipeline == 1
     if choice.zero:
         kept &= data > 1
+    if choice.vocab_activation == "fsdp":
+        kept &= _splits_logits(problem, candidates)
     if not problem.space.pins.names("microbatches"):
         # A pipeline that is not filled is only a worse one.
         kept &= candidates[:, -1] >= pipeline
@@ -238,6 +249,15 @@ def _columns(problem: Problem, candidates: Sizes, choice: Choice) -> dict[str, V
         "microbatches": chosen[:, -1].astype(np.float64),
         "virtual_stages": virtual.astype(np.float64),
     }
+
+
+def _splits_logits(problem: Problem, candidates: Sizes) -> NDArray[np.bool_]:
+    """Where the trainer's loss can split the vocabulary over `fsdp`, which has to share the table's columns alone."""
+    sizes = {axis: candidates[:, AXES.index(axis)] for axis in AXES}
+    divides = problem.workload.shape.vocab % (sizes["fsdp"] * sizes["tensor"]) == 0
+    alone = (sizes["expert"] == 1) & (sizes["context"] == 1)
+    splits: NDArray[np.bool_] = (sizes["fsdp"] > 1) & divides & alone
+    return splits
 
 
 def _with_virtual_stages(

@@ -7,12 +7,13 @@ from typing import get_args
 
 from jaxscale.config.explain import nearest
 from jaxscale.errors import UserError
-from jaxscale.planner.vocabulary.layout import AXES, Remat, Schedule
+from jaxscale.planner.vocabulary.layout import AXES, Remat, Schedule, VocabActivation
 
 NUMBERS = (*AXES, "microbatches", "virtual_stages", "zero")
 NAMES: Mapping[str, tuple[str, ...]] = {
     "remat": get_args(Remat),
     "schedule": get_args(Schedule),
+    "vocab_activation": get_args(VocabActivation),
 }
 _PIN = re.compile(r"\s*([a-z_]+)\s*(<=|>=|=)\s*([\w.-]+)\s*")
 

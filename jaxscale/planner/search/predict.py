@@ -29,7 +29,9 @@ def predict(
     """Time and memory of a layout. groups: the model's parameters where its description is at hand."""
     found = groups or parameter_groups(workload.shape)
     reached = efficiency or efficiency_of(cluster)
-    choice = Choice(layout.remat, layout.schedule, layout.zero, layout.stage_layers)
+    choice = Choice(
+        layout.remat, layout.schedule, layout.zero, layout.stage_layers, layout.vocab_activation
+    )
     terms = costs(workload, found, cluster, stack, reached, choice)
     return prediction(
         terms, table_of(cluster, layout, reached), 0, workload, cluster, layout, stack

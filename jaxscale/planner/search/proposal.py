@@ -26,12 +26,14 @@ from jaxscale.planner.search.pins import Pin, Pins
 from jaxscale.planner.search.predict import predict
 from jaxscale.planner.search.rejections import words
 from jaxscale.planner.vocabulary.jaxscale_stack import jaxscale_stack
-from jaxscale.planner.vocabulary.layout import Layout, Remat
+from jaxscale.planner.vocabulary.layout import Layout, Remat, VocabActivation
 from jaxscale.planner.vocabulary.prediction import Prediction
 
 _OF_PIPELINES = ("schedule", "virtual_stages")
 # Fields of a plan that the planner chooses, where the user has not.
 CHOSEN_FIELDS = (*MESH_AXES, "microbatches", "remat", *_OF_PIPELINES)
+# Of `plan.rules`: chosen too.
+LOSS_RULE = "vocab_activation"
 _FIRST_TRIED = 8
 _LARGER_TRIED = 40
 _LARGEST_PARTS = 3
@@ -79,13 +81,19 @@ def run_problem(
 def pins_of(base: Plan) -> Pins:
     """What of the planner's choice the user has made."""
     fields = [name for name in CHOSEN_FIELDS if name in base.model_fields_set]
-    return Pins(tuple(Pin(name, "=", getattr(base, name)) for name in fields))
+    pins = [Pin(name, "=", getattr(base, name)) for name in fields]
+    if base.rules:
+        # What other rules do to the loss's table, only the trainer knows.
+        pins.append(Pin(LOSS_RULE, "=", _loss_rule(base)))
+    return Pins(tuple(pins))
 
 
 def to_plan(layout: Layout, base: Plan) -> Plan:
     """The layout as the trainer takes it, with everything else as `base` has it."""
     unused = _OF_PIPELINES if layout.pipeline == 1 else ()
     chosen = {name: getattr(layout, name) for name in CHOSEN_FIELDS if name not in unused}
+    if layout.vocab_activation != "none":
+        chosen["rules"] = {**base.rules, LOSS_RULE: layout.vocab_activation}
     return Plan.model_validate({**base.model_dump(exclude_unset=True), **chosen})
 
 
@@ -101,7 +109,13 @@ def to_layout(plan: Plan) -> Layout:
         virtual_stages=plan.virtual_stages if pipelined else 1,
         remat=plan.remat,
         stage_layers=tuple(plan.stage_layers) if pipelined else (),
+        vocab_activation=_loss_rule(plan) if plan.fsdp > 1 else "none",
     )
+
+
+def _loss_rule(plan: Plan) -> VocabActivation:
+    """The loss gathers a chunk's tokens over `fsdp`, or over nothing: other rules are refused (`sharded_loss`)."""
+    return "fsdp" if plan.rules.get(LOSS_RULE) else "none"
 
 
 def _as_planned(layout: Layout, plan: Plan) -> Layout:

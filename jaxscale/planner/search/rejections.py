@@ -12,7 +12,7 @@ from jaxscale.planner.vocabulary.layout import AXES, Layout
 
 GIB = 2**30
 # What may differ on one mesh.
-_VARIED = ("remat", "microbatches", "schedule", "virtual_stages", "zero")
+_VARIED = ("remat", "microbatches", "schedule", "virtual_stages", "zero", "vocab_activation")
 
 
 @dataclass(frozen=True)
@@ -147,4 +147,6 @@ def words(layout: Layout) -> str:
         parts.append(f"schedule={layout.schedule}{virtual}")
     if layout.zero:
         parts.append(f"zero={layout.zero}")
+    if layout.vocab_activation != "none":
+        parts.append(f"vocab_activation={layout.vocab_activation}")
     return ", ".join(parts)

@@ -51,13 +51,14 @@ def jaxscale_stack(
         scatters=kind != "cpu",
         summed_slices=_SUMMED_SLICES,
         windows=_WINDOWS if kind == "tpu" else (0, 0),
-        # Compiled over v5p:4x4x4: the chunks' loop reads a copy of what was gathered with its columns outermost. Not
-        # over v5p:2x2x2 and v6e:4x4; other large slices are taken to be alike.
+        # Compiled over v4:4x4x4, v5e:8x8, v5p:4x4x4 and 4x4x8, v6e:8x8 and 16x16: the chunks' loop reads a copy of what
+        # was gathered with its columns outermost. Not over v5p:2x2x2 and v6e:4x4.
         copies_table=_WINDOWS[1] if kind == "tpu" else 0,
         # In a pipeline these are the compiler's: on TPU each of q, k, v, gate and up gathers the input, on CPU the
         # input's gradient is summed for each. Elsewhere they are written out (`parallel.blocks`).
         staged_moves=(13, 2) if kind == "tpu" else (6, 5),
-        table_sums=True,
+        looks_up=True,
+        splits_logits=True,
         lockstep=True,
         overlap=_OVERLAP | {"tensor": _TENSOR_OVERLAP[kind]},
         source="jaxscale.training and jaxscale.parallel, compared with what the compiler makes of them",

@@ -16,6 +16,8 @@ Schedule = Literal["none", "gpipe", "1f1b", "interleaved", "zb-h1"]
 # What is split over `data` besides the batch: nothing, optimizer state, gradients too (ZeRO stages 0, 1, 2; stage 3 is
 # `fsdp`).
 ZeroStage = Literal[0, 1, 2]
+# What splits the vocabulary in the loss beside `tensor`: the trainer's rule `vocab_activation`.
+VocabActivation = Literal["none", "fsdp"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Layout:
     virtual_stages: int = 1
     remat: Remat = "none"
     zero: ZeroStage = 0
+    vocab_activation: VocabActivation = "none"
     spread: dict[str, tuple[int, ...]] = field(default_factory=dict)
     stage_layers: tuple[int, ...] = ()
 

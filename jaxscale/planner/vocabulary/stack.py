@@ -53,14 +53,15 @@ class Stack:
     residual stream over `tensor`, both passes together, and how many sums the gradients of its two normalized inputs
     take.
     copies_table: over more devices of `fsdp` than this, where that is the only axis, the loss holds its gathered table
-    in two layouts (0: never).
+    in two layouts, and sums the gradient of most tables (0: never).
     expert_shares: parameters that are no experts are split over `expert`, too, and gathered; else each of its devices
     has them, and their gradients are summed once a step.
     context_shares: the same of all parameters over `context`.
     expert_nodes: to how many nodes a token goes at most, to each once, and on to its experts inside, where its experts
     are on fewer to those only (0: a copy for each expert). token_bytes: of an element of a token on its way to its
-    experts and back, mean of both. table_sums: gradients of the embedding and the head are summed whole over the axes
-    that share them.
+    experts and back, mean of both. looks_up: rows of the embedding go to the devices that asked for them, and its table
+    is neither gathered nor its gradient summed over the axes that share its columns (`costs/tables.py`).
+    splits_logits: the loss may split the vocabulary over `fsdp`.
 
     Pipelines. lockstep: all stages start a tick together, and hold arrays of the same shapes; else a stage starts when
     what it waits for is there. partition: how layers are dealt out. shared: in numbers that may differ, so that the
@@ -113,7 +114,8 @@ class Stack:
     context_shares: bool = True
     expert_nodes: int = 0
     token_bytes: float = 2
-    table_sums: bool = False
+    looks_up: bool = False
+    splits_logits: bool = False
     lockstep: bool = False
     partition: Partition = "shared"
     splits_sends: bool = False

@@ -22,11 +22,19 @@ TINY: dict[str, Any] = {
     "head_dim": 32,
     "mlp_dim": 512,
 }
+# Tables that weigh as much as layers.
+WIDE: dict[str, Any] = {**TINY, "vocab_size": 4096}
+_CPU_MODELS = {
+    "tiny": TINY,
+    "tiny-4k": {**WIDE, "tied_embeddings": False},
+    "tiny-4k-tied": {**WIDE, "tied_embeddings": True},
+}
+_SPLIT_LOGITS = {"vocab_activation": "fsdp"}
 
 
 @dataclass(frozen=True)
 class Case:
-    """model: `tiny`, or a file of configs/models without its ending. rows: sequences of a step."""
+    """model: of `_CPU_MODELS`, or a file of configs/models without its ending. rows: sequences of a step."""
 
     cluster: str
     model: str
@@ -37,19 +45,22 @@ class Case:
     microbatches: int = 1
     schedule: str = ""
     virtual_stages: int = 1
+    splits_logits: bool = False
 
     @property
     def name(self) -> str:
         mesh = ",".join(f"{axis}={size}" for axis, size in self.mesh) or "one"
         batch = f"{self.rows}x{self.sequence}/{self.microbatches}"
         schedule = f" {self.schedule}" if self.schedule else ""
-        return f"{self.cluster} {self.model} {mesh} {self.remat} {batch}{schedule}"
+        rule = " vocab_activation" if self.splits_logits else ""
+        return f"{self.cluster} {self.model} {mesh} {self.remat} {batch}{schedule}{rule}"
 
     @property
     def plan(self) -> Plan:
         chosen = {"remat": self.remat, "microbatches": self.microbatches, **dict(self.mesh)}
         stages = {"schedule": self.schedule, "virtual_stages": self.virtual_stages}
-        return Plan.model_validate({**chosen, **stages} if self.schedule else chosen)
+        rules = {"rules": _SPLIT_LOGITS} if self.splits_logits else {}
+        return Plan.model_validate({**chosen, **rules, **(stages if self.schedule else {})})
 
     @property
     def config(self) -> RunConfig:
@@ -63,8 +74,8 @@ class Case:
 
 
 def _model(name: str) -> dict[str, Any]:
-    if name == "tiny":
-        return TINY
+    if name in _CPU_MODELS:
+        return _CPU_MODELS[name]
     file: Any = yaml.safe_load((ROOT / f"configs/models/{name}.yaml").read_text())
     section: dict[str, Any] = file["model"]
     return section
@@ -73,6 +84,7 @@ def _model(name: str) -> dict[str, Any]:
 def cases() -> Iterator[Case]:
     """The quick ones first."""
     yield from _on_cpu()
+    yield from _tables_on_cpu()
     yield from _pipelines_on_cpu()
     yield from _on_tpu()
     yield from _pipelines_on_tpu()
@@ -88,9 +100,17 @@ def _on_cpu() -> Iterator[Case]:
     yield Case("cpu:8", "tiny", _mesh("fsdp=8"), "full", 32, 256, microbatches=4)
 
 
+def _tables_on_cpu() -> Iterator[Case]:
+    for model in ("tiny-4k", "tiny-4k-tied"):
+        for sizes in ("fsdp=8", "data=2,fsdp=4", "fsdp=4,tensor=2"):
+            for splits in (False, True):
+                yield Case("cpu:8", model, _mesh(sizes), "full", 32, 256, splits_logits=splits)
+
+
 def _on_tpu() -> Iterator[Case]:
     for remat in ("full", "dots", "minimal"):
         yield Case("v5e:2x4", "llama3.2-1b", _mesh("fsdp=8"), remat, 8, 4096)
+    yield Case("v5e:2x4", "llama3.2-1b", _mesh("fsdp=8"), "full", 8, 4096, splits_logits=True)
     for remat in ("full", "dots", "minimal"):
         yield Case("v5p:4x4x4", "llama3-8b", _mesh("fsdp=64"), remat, 64, 4096)
     yield Case("v5e:2x4", "llama3-8b", _mesh("fsdp=8"), "full", 8, 4096)
