@@ -54,12 +54,13 @@ def staged(model: Blueprint) -> StagedModel:
             "built-in families; use plan.pipeline=1 (fsdp and tensor work with any module)"
         )
     arch, graph = abstract.arch, nnx.graphdef(abstract.layers)
+    different = tuple(dict.fromkeys(arch.kinds))  # Of the six of Gemma's pattern, two: each is compiled for itself.
 
     def prepare(rows: Rows) -> tuple[LayerInputs, ...]:
         positions = _positions(rows)
         return tuple(
             LayerInputs(rotation(positions, arch.head_dim, kind), rows["segment_ids"])
-            for kind in arch.kinds
+            for kind in different
         )
 
     def embed(params: Params, rows: Rows) -> jax.Array:
@@ -71,11 +72,13 @@ def staged(model: Blueprint) -> StagedModel:
         return hidden, module.output_table()
 
     return StagedModel(
-        kinds=tuple(layer % arch.period for layer in range(arch.num_layers)),
+        kinds=tuple(
+            different.index(arch.kinds[layer % arch.period]) for layer in range(arch.num_layers)
+        ),
         logit_softcap=arch.logit_softcap,
         prepare=prepare,
         embed=embed,
-        layers=tuple(_layer(model, graph, index, kind) for index, kind in enumerate(arch.kinds)),
+        layers=tuple(_layer(model, graph, index, kind) for index, kind in enumerate(different)),
         finish=finish,
     )
 

@@ -46,6 +46,14 @@ def refusal(*arguments: str | Path) -> str:
         ),
         ((*EIGHT, "--pin", "tensr=4"), ("'tensr'", "did you mean 'tensor'?")),
         ((*EIGHT, "--pin", "remat=ful"), ("did you mean 'full'?",)),
+        (
+            (*EIGHT, "--pin", "vocab_activation=fsdp", "--pin", "pipeline=2"),
+            ("--pin vocab_activation=fsdp and --pin pipeline=2 contradict", "and no pipeline"),
+        ),
+        (
+            (*EIGHT, "--pin", "vocab_activation<=1"),
+            ("write vocab_activation=none or vocab_activation=fsdp",),
+        ),
         ((*EIGHT, "--pin", "remat=attention"), ("the trainer has the policies none, dots",)),
         ((*EIGHT, "--pin", "context=2", "--executable"), ("does not run context yet",)),
         ((*EIGHT, "--batch", "8", "--pin", "microbatches=3"), ("does not divide", "microbatches=")),
@@ -88,6 +96,12 @@ def test_an_odd_vocabulary_cannot_be_pinned_apart() -> None:
     assert "vocabulary 50,257 does not divide over 4" in message
     assert "vocabulary 50,260 would divide over 4" in message
     assert "without --pin tensor=4" in message
+
+
+def test_an_odd_vocabulary_is_not_split_over_fsdp() -> None:
+    message = refusal(MODELS / "gpt2-124m.yaml", *EIGHT, "--pin", "vocab_activation=fsdp")
+    assert "--pin vocab_activation=fsdp excludes every layout" in message
+    assert "a vocabulary (50,257) that divides over fsdp x tensor" in message
 
 
 def test_a_model_that_fits_nowhere_near_is_told_what_would_hold_it() -> None:

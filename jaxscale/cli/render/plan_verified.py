@@ -17,6 +17,8 @@ from jaxscale.telemetry.format import bytes_text
 
 # What the formulas mean by gathering and summing; rings of permutations are how a compiler may do either.
 _PREDICTED_KINDS = ("all-gather", "reduce-scatter", "all-reduce", "collective-permute")
+# Rows of the embedding, and columns of a table whose vocabulary the loss splits.
+_EXCHANGED_OVER = ("fsdp",)
 # Sums of losses and norms, which no formula has.
 _SCALARS = 2**16
 
@@ -119,8 +121,9 @@ def wire_rows(found: Verified, facts: CompiledFacts) -> list[Row]:
 
 def is_predicted(one: Collective, found: Verified) -> bool:
     """Whether the formulas have a collective of this kind over these axes; scalars are beneath them."""
+    exchanged = one.kind == "all-to-all" and one.axes == _EXCHANGED_OVER
     known = set(one.axes) <= set(found.expected.wire_bytes) and one.kind in _PREDICTED_KINDS
-    return known or one.num_bytes < _SCALARS
+    return known or exchanged or one.num_bytes < _SCALARS
 
 
 def _collectives(found: Verified, facts: CompiledFacts) -> Table:

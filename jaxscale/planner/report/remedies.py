@@ -124,6 +124,9 @@ def _undivided(problem: Problem) -> Iterator[str]:
             yield f"  {one.count:,} meshes: {one.example}; {one.nearest_feasible}"
     elif any(pin.value == "interleaved" or pin.key == "virtual_stages" for pin in _pins(problem)):
         yield f"  interleaving needs {layers} layers that divide into pipeline x virtual stages (2 to 8)"
+    elif any(pin.key == "vocab_activation" and pin.value == "fsdp" for pin in _pins(problem)):
+        vocab = problem.workload.shape.vocab
+        yield f"  vocab_activation=fsdp needs a vocabulary ({vocab:,}) that divides over fsdp x tensor, and no pipeline"
 
 
 def _pins(problem: Problem) -> tuple[Pin, ...]:

@@ -96,7 +96,8 @@ def _parse(text: str) -> Pin:
 
 def _named(text: str, key: str, relation: str, value: str) -> Pin:
     if relation != "=":
-        raise UserError(f"--pin {text}: {key} has names, not sizes: write {key}={value}")
+        names = " or ".join(f"{key}={name}" for name in NAMES[key])
+        raise UserError(f"--pin {text}: {key} has names, not sizes: write {names}")
     if value not in NAMES[key]:
         raise UserError(
             f"--pin {text}: there is no {key} {value!r}{nearest(value, NAMES[key])}; "
