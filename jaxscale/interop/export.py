@@ -28,7 +28,7 @@ def export_tensors(job: ExportJob, out: Place | str) -> Exported:
 
 def _export_to_directory(job: ExportJob, out: Path) -> Exported:
     options = job.options
-    if _finished_as(out) == job.fingerprint:
+    if _is_finished(out, job):
         _check_finished(out)
         return job.result(out, complete=True, skipped=len(job.pieces))
     journal = open_journal(out, options.process, job.fingerprint)
@@ -54,8 +54,11 @@ def _export_to_directory(job: ExportJob, out: Path) -> Exported:
 
 
 def _write_the_rest(job: ExportJob, out: Path, journal: Journal) -> None:
+    sums = journal.done()
     job.side_files(out)
-    write_atomically(out / EXPORT_FILE, job.record(journal.done()))
+    # Another process that saw the last file too may have written the record, and forgotten the journal since.
+    if _recorded(out) != job.fingerprint:
+        write_atomically(out / EXPORT_FILE, job.record(sums))
     if len(job.shards) > 1:
         write_atomically(out / INDEX_FILE, json.dumps(index(job.shards), indent=2) + "\n")
     journal.forget()
@@ -74,8 +77,13 @@ def find_export_problems(out: Path) -> list[str]:
     return found
 
 
-def _finished_as(out: Path) -> str | None:
-    """The fingerprint of the finished export in a directory."""
+def _is_finished(out: Path, job: ExportJob) -> bool:
+    indexed = len(job.shards) == 1 or (out / INDEX_FILE).is_file()
+    return indexed and _recorded(out) == job.fingerprint
+
+
+def _recorded(out: Path) -> str | None:
+    """The fingerprint of the export whose record is in a directory."""
     path = out / EXPORT_FILE
     return json.loads(path.read_bytes()).get("fingerprint") if path.is_file() else None
 

@@ -43,10 +43,13 @@ class Journal:
             os.fsync(journal.fileno())
 
     def done(self) -> Done:
-        """What all processes have noted; a line that a killed process left unfinished is passed over."""
+        """What all processes have noted; a line that a killed process left unfinished is passed over.
+
+        Less than that where another process finishes the export meanwhile, and forgets its journals.
+        """
         found: Done = {}
         for path in sorted(self.folder.glob("*.jsonl")):
-            for line in path.read_text(encoding="utf-8").splitlines():
+            for line in _lines(path):
                 for file, pieces in _parsed(line).items():
                     found.setdefault(file, {}).update(pieces)
         return found
@@ -99,6 +102,13 @@ def write_atomically(path: Path, text: str) -> None:
 def _others(target: Path) -> set[str]:
     """What there is beside the journal's own folder, which another process may just have made."""
     return {path.name for path in target.iterdir()} - {FOLDER}
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
 
 
 def _parsed(line: str) -> Done:

@@ -31,8 +31,8 @@ _BLOCK_BYTES = 16 * 2**20
 def export_to_store(job: ExportJob, out: UPath) -> Exported:
     """As `export_tensors`, below a URL. Shares among processes are even to within a file."""
     check_reachable(out)
-    finished = _read_json(out / EXPORT_FILE)
-    if finished is not None and finished.get("fingerprint") == job.fingerprint:
+    finished = _record(out, job)
+    if finished is not None:
         _check_finished(out, finished)
         return job.result(out, complete=True, skipped=len(job.pieces))
     _check_target(out, job)
@@ -48,12 +48,23 @@ def export_to_store(job: ExportJob, out: UPath) -> Exported:
     complete = all(found is not None for found in sums.values())
     if complete:
         _upload_the_rest(out, job, {file: found or {} for file, found in sums.items()})
+    else:  # Another process may have finished everything meanwhile, and removed its notes.
+        complete = _record(out, job) is not None
     return job.result(out, complete=complete, skipped=skipped)
+
+
+def _record(out: UPath, job: ExportJob) -> Any:
+    """What a finished export of this content says of itself, or None."""
+    found = _read_json(out / EXPORT_FILE)
+    return found if found is not None and found.get("fingerprint") == job.fingerprint else None
 
 
 def _read_json(place: UPath) -> Any:
     """None where there is no such object."""
-    return json.loads(place.read_bytes()) if place.exists() else None
+    try:
+        return json.loads(place.read_bytes())
+    except FileNotFoundError:
+        return None
 
 
 def _check_finished(out: UPath, record: dict[str, Any]) -> None:

@@ -124,8 +124,11 @@ class ShardWriter:
         noted = self.journal.done().get(shard.file, {})
         if noted.keys() != every.keys() or not path.is_file():
             return
-        for offset in noted.keys() - new.keys() - good.keys():
-            self._check(path, every[offset], noted[offset])  # Another process wrote it.
+        try:
+            for offset in noted.keys() - new.keys() - good.keys():
+                self._check(path, every[offset], noted[offset])  # Another process wrote it.
+        except FileNotFoundError:
+            return  # That process has checked this one's pieces meanwhile, and given the file its name.
         publish(path, self.target / shard.file)
 
     def _check(self, path: Path, piece: Piece, crc: int) -> None:

@@ -54,7 +54,8 @@ def staged(model: Blueprint) -> StagedModel:
             "built-in families; use plan.pipeline=1 (fsdp and tensor work with any module)"
         )
     arch, graph = abstract.arch, nnx.graphdef(abstract.layers)
-    different = tuple(dict.fromkeys(arch.kinds))  # Of the six of Gemma's pattern, two: each is compiled for itself.
+    # Of the six in Gemma 3's pattern, two: each is compiled for itself.
+    different = tuple(dict.fromkeys(arch.kinds))
 
     def prepare(rows: Rows) -> tuple[LayerInputs, ...]:
         positions = _positions(rows)

@@ -17,10 +17,12 @@ from interop_cases import WIDE
 from jaxscale.checkpoint.casting import float_dtype
 from jaxscale.config.plan import Plan
 from jaxscale.errors import UserError
+from jaxscale.interop import shard_writer
 from jaxscale.interop.export import find_export_problems
 from jaxscale.interop.export_hf import export_hf
 from jaxscale.interop.export_job import ExportOptions
-from jaxscale.interop.journal import FOLDER, Journal
+from jaxscale.interop.journal import FOLDER, Done, Journal
+from jaxscale.interop.shard_writer import crc_of
 from jaxscale.models.build import model_builder
 from jaxscale.models.description import blueprint
 
@@ -107,8 +109,9 @@ def test_a_torn_line_of_the_journal_and_a_changed_file_are_written_again(
     assert contents(out) == expected
 
 
-def partial_export(run: Path, out: Path, *, process: int) -> None:
-    done = export_hf(run, out, options=replace(OPTIONS, process=process, num_processes=2))
+def partial_export(run: Path, out: Path, *, process: int, num_processes: int = 2) -> None:
+    part = replace(OPTIONS, process=process, num_processes=num_processes)
+    done = export_hf(run, out, options=part)
     assert not done.complete
 
 
@@ -135,6 +138,48 @@ def test_two_processes_at_once_write_the_same_bytes(
     assert contents(tmp_path / "hf") == expected
     # Neither had nothing to do.
     assert min(len(output.splitlines()) for output in outputs) > 20
+
+
+def test_another_process_may_finish_the_export_first(
+    run: Path, expected: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both see that every file is there; the other writes the rest, and forgets the journals, while this one reads."""
+    out, whole = tmp_path / "hf", Journal.done
+    partial_export(run, out, process=1)
+    files, races = {name for name in expected if name.endswith(".safetensors")}, []
+
+    def raced(journal: Journal) -> Done:
+        if files <= {path.name for path in out.iterdir()} and not races:
+            races.append(journal)
+            assert export_hf(run, out, options=OPTIONS).complete
+        return whole(journal)
+
+    monkeypatch.setattr(Journal, "done", raced)
+    assert export_hf(run, out, options=replace(OPTIONS, num_processes=2)).complete
+    assert len(races) == 1
+    assert contents(out) == expected
+
+
+def test_another_process_may_finish_a_shared_file_first(
+    run: Path, expected: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both have noted their pieces of it; the other gives it its name while this one reads the other's back."""
+    out, races = tmp_path / "hf", list[str]()
+    for process in (1, 2):  # Between two of three, a file is shared.
+        partial_export(run, out, process=process, num_processes=3)
+
+    def raced(path: Path, offset: int, num_bytes: int) -> int:
+        name = path.name.removeprefix(".").removesuffix(".partial")
+        noted = [journal.read_text().count(name) for journal in (out / FOLDER).glob("*.jsonl")]
+        if sum(map(bool, noted)) == 2 and path.is_file():
+            races.append(name)
+            path.replace(out / name)
+        return crc_of(path, offset, num_bytes)
+
+    monkeypatch.setattr(shard_writer, "crc_of", raced)
+    assert export_hf(run, out, options=replace(OPTIONS, num_processes=3)).complete
+    assert len(races) == 1
+    assert contents(out) == expected
 
 
 def test_a_part_left_by_two_is_finished_by_one(
