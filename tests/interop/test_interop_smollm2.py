@@ -138,7 +138,9 @@ def tuned(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config.write_text(FINE_TUNING.format(model=run, text=text, stores=folder / "stores"))
     # One device, compiled as users do: 135M parameters on eight pretended ones would take minutes.
     own = {"JAX_NUM_CPU_DEVICES": "1", "XLA_FLAGS": "--xla_backend_optimization_level=3"}
-    words = command("train", config, "plan.fsdp=1", "--run-dir", folder / "run")
+    # Thirty layers in a loop: written out, the step takes half a minute longer to compile, and as long to run.
+    plan = ("plan.fsdp=1", "plan.layer_unroll=1")
+    words = command("train", config, *plan, "--run-dir", folder / "run")
     subprocess.run(words, check=True, env=os.environ | own, capture_output=True, timeout=500)
     return folder / "run"
 

@@ -35,8 +35,14 @@ def plain(segments: SegmentIds | None, form: Form) -> Call:
 
 
 def output_and_gradients(call: Call, arrays: Arrays, cotangent: jax.Array) -> list[np.ndarray]:
-    out, pull = jax.vjp(call, *arrays)
-    return [np.asarray(x, np.float64) for x in (out, *pull(cotangent))]
+    """In one program: operation by operation, every shape of each would be compiled on its own."""
+
+    @jax.jit
+    def both(arrays: Arrays, cotangent: jax.Array) -> tuple[jax.Array, ...]:
+        out, pull = jax.vjp(call, *arrays)
+        return out, *pull(cotangent)
+
+    return [np.asarray(x, np.float64) for x in both(arrays, cotangent)]
 
 
 def worst(actual: list[np.ndarray], wanted: list[np.ndarray]) -> list[float]:

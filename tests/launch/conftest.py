@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from fake_programs import Fakes, make_fakes
 
-# The command of tests/cli is called here too.
-sys.path.insert(0, str(Path(__file__).parents[1] / "cli"))
+# The command of tests/cli is called here too, and the small model of tests/training is trained.
+sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("cli", "training")]
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from launch_cases import ROOT, call, free_port, start_command, write_config
+from run_cases import own_model
 
 from jaxscale.errors import UserError
 from jaxscale.launch.local import Local, choose, local_members
@@ -214,7 +215,6 @@ MESH = (
     "plan.fsdp=4",
     "training.steps=20",
     "data.eval_fraction=0",
-    "model.num_layers=1",
 )
 
 
@@ -241,7 +241,7 @@ def test_four_processes_train_as_one_does_although_it_is_killed_on_the_way(tmp_p
 
     Both under the launcher: their collectives are Gloo's, which adds in the same order wherever the devices are.
     """
-    config, runs = write_config(tmp_path), {}
+    config, runs = own_model(tmp_path, write_config(tmp_path)), {}
     for name, processes in (("four", 4), ("one", 1)):
         runs[name] = tmp_path / name
         started = start_command(*launch(config, runs[name], processes, 8 // processes))

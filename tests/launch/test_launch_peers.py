@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from launch_cases import free_port, start_command, write_config
+from run_cases import own_model
 
 sys.path.append(str(Path(__file__).parents[2] / "scripts/chaos"))
 from two_hosts import ADDRESSES, NODES, NoNamespaces, TwoHosts, two_hosts
@@ -244,7 +245,8 @@ def test_a_process_that_fails_while_it_trains_ends_the_other(tmp_path: Path) -> 
     """The first cannot write its report, behind the evaluation of step 4 and a checkpoint that is complete; the second
     goes on to step 5, and would wait there for ever."""
     (tmp_path / "run/report.html").mkdir(parents=True)
-    config, settings = write_config(tmp_path), ("training.steps=50", "training.eval_every=4")
+    config = own_model(tmp_path, write_config(tmp_path))
+    settings = ("training.steps=50", "training.eval_every=4")
     processes = two_train(tmp_path, config, *settings, "plan.fsdp=2")
     first, second = (process.communicate(timeout=150)[1] for process in processes)
     assert [process.returncode for process in processes] == [2, 1]

@@ -1,6 +1,6 @@
 """A few steps of a tiny model under any plan."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -23,10 +23,25 @@ from jaxscale.training.step import compile_step, make_train_step
 WITHOUT_GRADIENT = {("gpt2", "layers/attention/key_bias")}
 
 
+class Course(NamedTuple):
+    """first: the parameters before. updates: what was added to each. Layers in the model's order."""
+
+    losses: list[Any]
+    norms: list[Any]
+    updates: dict[str, np.ndarray]
+    first: dict[str, np.ndarray]
+
+
 def train(
-    model: Blueprint, plan: Plan, training: TrainingSection, steps: int = 5
-) -> tuple[Any, Any, Any]:
-    """Losses, gradient norms, and what a few steps added to each parameter."""
+    model: Blueprint,
+    plan: Plan,
+    training: TrainingSection,
+    steps: int = 5,
+    first: dict[str, np.ndarray] | None = None,
+) -> Course:
+    """From parameters made in their place, or from those of another course: to compile what makes them takes longer
+    than to compile a step.
+    """
     devices = jax.devices()[: plan.num_devices]
     placement = place(plan, make_mesh(plan, devices), model.description)
     schedule = learning_rate(
@@ -36,7 +51,10 @@ def train(
     optimizer = make_optimizer(training.optimizer, schedule, stored)
     averaged = training.ema_decay is not None
     specs = state_specs(stored, optimizer, averaged=averaged)
-    state = init_state(model, optimizer, placement, seed=training.seed, averaged=averaged)
+    given = first and jax.device_put(first, placement.unstaged().shardings(model.description))
+    state = init_state(
+        model, optimizer, placement, seed=training.seed, averaged=averaged, given=given
+    )
     step = compile_step(
         make_train_step(model, placement, optimizer, schedule, training),
         state_shardings(specs, placement),
@@ -50,7 +68,8 @@ def train(
         metrics.append(jax.device_get(found))
     after = logical(state, specs, placement)
     updates = {path: after[path] - before[path] for path in after}
-    return [m["loss"] for m in metrics], [m["grad_norm"] for m in metrics], updates
+    losses, norms = ([m[name] for m in metrics] for name in ("loss", "grad_norm"))
+    return Course(losses, norms, updates, before)
 
 
 def logical(state: TrainState, specs: TrainState, placement: Placement) -> dict[str, np.ndarray]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +85,17 @@ def saved(run: Path, step: int) -> dict[str, bytes]:
         path: stored.read(path, tuple(slice(0, size) for size in entry.shape)).tobytes()
         for path, entry in stored.entries.items()
     }
+
+
+def stopped_at(whole: Path, step: int, run: Path) -> Path:
+    """`run`: as `whole` would be if it had ended at an earlier step, which it has a checkpoint of."""
+    shutil.copytree(whole, run)
+    for later in (path for path in (run / "checkpoints").iterdir() if int(path.name) > step):
+        shutil.rmtree(later)
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    kept = [line for line in lines if json.loads(line)["step"] <= step]
+    (run / "metrics.jsonl").write_text("".join(kept))
+    return run
 
 
 LIMIT_FILES = """

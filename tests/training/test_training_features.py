@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from run_cases import records, write_config
+from run_cases import own_model, records, stopped_at, write_config
 
 from jaxscale.config.loading import load_config
 from jaxscale.training.run import train_run
@@ -41,20 +41,19 @@ def test_a_resumed_run_with_any_feature_is_the_whole_run(tmp_path: Path, name: s
     config = write_config(tmp_path)
     settings = [*BASE, *RUNS[name]]
     train_run(load_config(config, [*settings, "training.steps=12"]), tmp_path / "whole")
-    train_run(load_config(config, [*settings, "training.steps=8"]), tmp_path / "run")
-    train_run(load_config(config, [*settings, "training.steps=12"]), tmp_path / "run")
+    run = stopped_at(tmp_path / "whole", 8, tmp_path / "run")
+    assert max(records(run, "loss")) == 8
+    train_run(load_config(config, [*settings, "training.steps=12"]), run)
     losses = records(tmp_path / "whole", "loss")
     assert losses[12] < losses[1] - 0.5
-    assert records(tmp_path / "run", "loss") == losses
-    whole, run = (records(tmp_path / folder, "eval_loss") for folder in ("whole", "run"))
-    assert run[12] == whole[12]
+    assert records(run, "loss") == losses
+    assert records(run, "eval_loss")[12] == records(tmp_path / "whole", "eval_loss")[12]
 
 
 @pytest.mark.slow
 def test_a_profiled_run_writes_a_trace_and_tensorboard_events(tmp_path: Path) -> None:
     settings = ["telemetry.profile={start: 3, steps: 2}", "telemetry.trackers=[tensorboard]"]
-    train_run(
-        load_config(write_config(tmp_path), [*settings, "training.steps=6"]), tmp_path / "run"
-    )
+    config = own_model(tmp_path, write_config(tmp_path))
+    train_run(load_config(config, [*settings, "training.steps=6"]), tmp_path / "run")
     assert len(list((tmp_path / "run/profile").rglob("*.xplane.pb"))) == 1
     assert list((tmp_path / "run/tensorboard").rglob("*tfevents*"))

@@ -23,7 +23,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2": {"num_kv_heads": 8},
     "qwen3": {"num_kv_heads": 8},
     "gemma2": {"num_kv_heads": 8, "window": 5},
-    "gemma3": {"num_kv_heads": 8, "window": 5},
+    # One layer in three sees everything: two layers do not fill the pattern, five go beyond it.
+    "gemma3": {"num_kv_heads": 8, "window": 5, "window_pattern": 3},
 }
 
 
