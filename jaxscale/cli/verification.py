@@ -77,7 +77,7 @@ def verify(found: Answer, run: RunConfig, rank: int) -> Verified:
     made = Verified(
         label,
         prediction,
-        expected(workload, layout, prediction),
+        expected(workload, layout, prediction, found.problem.stack),
         argument_parts(job.arguments()),
         None,
     )

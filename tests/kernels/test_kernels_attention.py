@@ -144,6 +144,18 @@ def test_no_square_of_the_sequence_is_ever_allocated(window: int | None) -> None
     assert _has_square(definition, arrays, length), "the search must find a square that is there"
 
 
+def test_blocks_in_turn_give_what_the_definition_gives() -> None:
+    with jax.enable_x64(True):
+        form = Form(scale=0.3)
+        arrays, cotangent = inputs(queries=41)
+
+        def call(*arrays: jax.Array) -> jax.Array:
+            return blocked_attention(*arrays, None, form, Tiling(block=8, in_turn=True))
+
+        found = output_and_gradients(call, arrays, cotangent)
+        _assert_close(found, output_and_gradients(plain(None, form), arrays, cotangent))
+
+
 def test_keys_outside_the_window_are_not_computed() -> None:
     def products(window: int | None) -> float:
         form = Form(scale=0.125, window=window)

@@ -63,7 +63,8 @@ def attention(
         return cudnn.cudnn_attention(query, key, value, form)
     if choice.name == "reference":
         return residual(reference_attention(query, key, value, segment_ids, form))
-    tiling = Tiling(pin_layouts=local and target.platform == "cpu")
+    pinned = local and target.platform == "cpu"
+    tiling = Tiling(pin_layouts=pinned, in_turn=target.platform == "tpu")
     return blocked_attention(query, key, value, segment_ids, form, tiling)
 
 

@@ -144,8 +144,8 @@ def _attention(shape: ModelShape, sizes: Sizes, stack: Stack, speeds: Speeds) ->
             "attention",
             forward,
             2.5 * flops / speeds.attention_backward,
-            # The output of the kernel is not needed again, the normalizers are.
-            0.5 * forward if stack.prunes else forward,
+            # The output of a kernel is not needed again, its normalizers are; of blocks in turn both products run.
+            0.5 * forward if stack.prunes and not stack.query_block else forward,
         )
     flops = 2 * sizes.tokens * sizes.all_keys * width
     scores = sizes.tokens * sizes.all_keys * Number(shape.heads, "heads") / sizes.mesh.tensor

@@ -98,9 +98,7 @@ def _activations(
     pipeline the first stage has microbatches in flight and no logits, the last has one microbatch and the logits.
     """
     pipeline = sizes.mesh.pipeline
-    kept = kept_bytes(shape, sizes, stack, remat)
-    layer = Named(kept * Number(1 - stack.hosted, "here") if stack.hosted else kept, "B a layer")
-    once = sizes.stage_layers * layer if remat != "offload" else Number(0)
+    once = kept_of_layers(shape, sizes, stack, remat)
     # What a stage sent on lies beside, where nothing frees it (Korthikanti et al. 2022, appendix B).
     sent = sizes.tokens * Number(shape.embed * stack.compute_bytes, "B of embed")
     behind = if_split(pipeline, sent) if stack.keeps_sent else Number(0)
@@ -113,6 +111,13 @@ def _activations(
         Term("working set of a layer", if_split(pipeline, working, larger(working - logits, 0))),
         Term("logits", if_split(pipeline, last_stage, logits)),
     ]
+
+
+def kept_of_layers(shape: ModelShape, sizes: Sizes, stack: Stack, remat: Remat) -> Formula:
+    """Of all layers of a stage, for one microbatch."""
+    kept = kept_bytes(shape, sizes, stack, remat)
+    layer = Named(kept * Number(1 - stack.hosted, "here") if stack.hosted else kept, "B a layer")
+    return sizes.stage_layers * layer if remat != "offload" else Number(0)
 
 
 def working_bytes(shape: ModelShape, sizes: Sizes, stack: Stack, remat: Remat) -> Formula:
@@ -141,31 +146,48 @@ def logit_bytes(shape: ModelShape, sizes: Sizes, stack: Stack) -> Formula:
 def _gathered(groups: Sequence[ParameterGroup], sizes: Sizes, stack: Stack) -> Term:
     """What is whole over `fsdp` at one time: the unit in use and the next, and the gradient of one; or the head's
     table."""
+    if not stack.regather:
+        # Everything stays whole between the passes, and so do the gradients until they are scattered.
+        local = local_elements(groups, sizes.mesh, ("tensor",))
+        whole: Formula = local * Number(stack.gather_bytes + stack.reduce_bytes, "B each")
+    else:
+        whole = larger(unit_in_use(groups, sizes, stack), loss_table_bytes(groups, sizes, stack))
+    gathered = if_split(_shards(sizes, stack), Named(whole, "B gathered"))
+    return Term("gathered parameters", gathered)
+
+
+def _shards(sizes: Sizes, stack: Stack) -> Formula:
     shards = sizes.mesh.fsdp
     if stack.context_shares:
         shards = shards * sizes.mesh.context
     if stack.expert_shares:
         shards = shards * sizes.mesh.expert
+    return shards
+
+
+def unit_in_use(groups: Sequence[ParameterGroup], sizes: Sizes, stack: Stack) -> Formula:
+    """The unit that is gathered and the next one, and the gradient of one; nothing where none is split."""
     unit = (
         largest_matrix(groups, sizes.mesh, ("tensor",))
         if stack.gathers == "matrix"
         else layer_elements(groups, sizes.mesh, ("tensor",), of="fsdp")
     )
-    tables = [group for group in groups if group.place != "layer" and group.elements > 10**6]
-    table = end_elements(tables, sizes.mesh, ("tensor",)) / max(len(tables), 1)
-    if not stack.regather:
-        # Everything stays whole between the passes, and so do the gradients until they are scattered.
-        local = local_elements(groups, sizes.mesh, ("tensor",))
-        whole = local * Number(stack.gather_bytes + stack.reduce_bytes, "B each")
-        return Term("gathered parameters", if_split(shards, Named(whole, "B gathered")))
     in_use = unit * Number(2 * stack.gather_bytes + stack.reduce_bytes, "B each")
+    return if_split(_shards(sizes, stack), Named(in_use, "B in use"))
+
+
+def loss_table_bytes(groups: Sequence[ParameterGroup], sizes: Sizes, stack: Stack) -> Formula:
+    """The loss's table, where it is gathered, and its gradient; of both a part where the loss splits them."""
+    table = _table(groups, sizes)
+    gradient = table * Number(stack.table_gradient_bytes, "B each")
+    gathered = table * Number(stack.gather_bytes, "B each")
     if sizes.splits_logits:
-        table = table / sizes.mesh.fsdp
-    at_the_end = table * Number(stack.gather_bytes + stack.table_gradient_bytes, "B each")
-    if not sizes.splits_logits:
-        # The loss's table a second time, the other way round.
-        copied = table * Number(stack.gather_bytes, "B each")
-        at_the_end = at_the_end + where_copied(sizes, stack, copied)
-    return Term(
-        "gathered parameters", if_split(shards, Named(larger(in_use, at_the_end), "B gathered"))
-    )
+        return Named((gradient + gathered) / sizes.mesh.fsdp, "B of the loss's table")
+    # A second time, the other way round.
+    gathered = if_split(_shards(sizes, stack), gathered + where_copied(sizes, stack, gathered))
+    return Named(gradient + gathered, "B of the loss's table")
+
+
+def _table(groups: Sequence[ParameterGroup], sizes: Sizes) -> Formula:
+    tables = [group for group in groups if group.place != "layer" and group.elements > 10**6]
+    return end_elements(tables, sizes.mesh, ("tensor",)) / max(len(tables), 1)

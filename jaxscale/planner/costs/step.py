@@ -16,6 +16,7 @@ from jaxscale.planner.costs.lockstep.time import lockstep_time_terms
 from jaxscale.planner.costs.memory import SHARDED, memory_terms, optimizer_elements, over_data
 from jaxscale.planner.costs.passes import backward_seconds, compute_terms
 from jaxscale.planner.costs.schedules import bubble_seconds, other_stages, slowest_stage
+from jaxscale.planner.costs.two_moments import two_moments_terms
 from jaxscale.planner.model.parameters import (
     ParameterGroup,
     local_elements,
@@ -71,7 +72,12 @@ def costs(
     speeds = speeds_of(cluster, stack, efficiency)
     if stack.lockstep and choice.schedule != "none":
         return _in_lockstep(shape, groups, sizes, stack, speeds, choice)
-    memory = memory_terms(shape, groups, sizes, stack, choice.remat, choice.schedule, choice.zero)
+    if stack.two_moments:
+        memory = two_moments_terms(shape, groups, sizes, stack, choice.remat, choice.zero)
+    else:
+        memory = memory_terms(
+            shape, groups, sizes, stack, choice.remat, choice.schedule, choice.zero
+        )
     time = [
         *_passes(shape, groups, sizes, stack, speeds, choice),
         _optimizer(optimizer_elements(groups, sizes, stack, choice.zero), speeds),

@@ -7,17 +7,20 @@ from jaxscale.planner.model.flops import head_widths
 from jaxscale.planner.model.shape import ModelShape
 from jaxscale.planner.model.workload import Workload
 from jaxscale.planner.vocabulary.layout import Layout, Remat
+from jaxscale.planner.vocabulary.stack import Stack
 
 # The trainer's blocked attention takes queries a block at a time (kernels/attention/xla.py).
 _BLOCK, _MOST_BLOCKS = 128, 64
 
 
-def executed_flops(workload: Workload, layout: Layout) -> float:
+def executed_flops(workload: Workload, layout: Layout, stack: Stack) -> float:
     """Of a step, on one device of a dense model, every policy of the trainer; a pipeline's mean stage."""
     shape = workload.shape
     tokens = workload.tokens / (layout.data * layout.fsdp * layout.expert * layout.context)
     share = tokens / layout.tensor / layout.pipeline
-    layers = shape.layers * (_weights(shape, layout.remat) + _attention(workload, layout.remat))
+    layers = shape.layers * (
+        _weights(shape, layout.remat) + _attention(workload, layout.remat, stack)
+    )
     return share * (layers + 6 * shape.embed * shape.vocab)
 
 
@@ -31,12 +34,15 @@ def _weights(shape: ModelShape, remat: Remat) -> float:
     return 3 * forward + again
 
 
-def _attention(workload: Workload, remat: Remat) -> float:
-    """Per token and layer: scores and values forward, five products backward; scores again where nothing is kept."""
+def _attention(workload: Workload, remat: Remat, stack: Stack) -> float:
+    """Per token and layer: scores and values forward, five products backward. Where nothing is kept, values again, with
+    the scores that the backward pass forms anyway; or scores of their own, where blocks are in turn.
+    """
     shape = workload.shape
     score, value = head_widths(shape)
     product = 2 * shape.heads * block_keys(workload) * (score + value) / 2
-    products = 7 + (1 if remat in {"full", "offload"} else 0)
+    again = 2 if stack.query_block else 1
+    products = 7 + (again if remat in {"full", "offload"} else 0)
     return products * product
 
 

@@ -8,6 +8,7 @@ from jaxscale.planner.model.workload import Workload
 from jaxscale.planner.verification.executed_flops import executed_flops
 from jaxscale.planner.vocabulary.layout import Layout
 from jaxscale.planner.vocabulary.prediction import Prediction
+from jaxscale.planner.vocabulary.stack import Stack
 
 _STATE = ("parameters", "optimizer state")
 
@@ -25,7 +26,7 @@ class Expected:
     wire_bytes: Mapping[str, float]
 
 
-def expected(workload: Workload, layout: Layout, prediction: Prediction) -> Expected:
+def expected(workload: Workload, layout: Layout, prediction: Prediction, stack: Stack) -> Expected:
     """Raises nothing; for dense models, which are what the trainer runs."""
     wire: dict[str, float] = {}
     for line in prediction.time:
@@ -34,7 +35,7 @@ def expected(workload: Workload, layout: Layout, prediction: Prediction) -> Expe
     return Expected(
         state_bytes=sum(line.value for line in prediction.memory if line.component in _STATE),
         peak_bytes=prediction.peak_bytes,
-        dot_flops=executed_flops(workload, layout),
+        dot_flops=executed_flops(workload, layout, stack),
         wire_bytes=wire,
     )
 

@@ -42,6 +42,10 @@ def jaxscale_stack(
         logit_bytes=8 + compute_bytes,
         # On TPU their gradient is formed in the compute dtype at once.
         held_logit_bytes=4 + compute_bytes if kind == "tpu" else 0,
+        two_moments=kind == "tpu",
+        # XLA's attention in blocks, in turn: weights and their gradients in fp32.
+        query_block=128 if kind == "tpu" else 0,
+        score_bytes=8,
         # Compiled for one H200 (scripts/bench/planner_gpu --ahead): a plain layer of a scan keeps about 78 kB a token
         # more than the least, at widths of 2,048 and 8,192, and half of that at half of them.
         plain_streams=3,

@@ -28,18 +28,19 @@ class Stack:
     the gradient of the head's table while it is whole, logit_bytes of a logit and its gradient, held_logit_bytes of
     what of them exists at one time (0: all).
 
-    Memory. adds_apart: gradients of a microbatch exist beside their sum. kept_streams: arrays of the residual
-    stream's width that a layer without remat keeps at the least: inputs and results of both norms, and dropout masks.
-    plain_streams, plain_mlp: what is kept besides, of either width, where nothing is rematerialized: the steps of
-    norms and activations. keeps_latent: whether the `dots` policy keeps latent queries, keys and values, and the
-    products behind them run again. kept_bytes: an element of the operands of products that it keeps, where those are
-    narrower than activations (0: they are not). keeps_attention: whether the `dots` policy keeps what fused
+    Memory. two_moments: the peak is at the loss or in a layer (`costs/two_moments.py`), not the sum of what either has;
+    query_block: queries whose scores of attention exist at one time and, where nothing is kept, are formed twice (0: a
+    kernel's); score_bytes of each. adds_apart: gradients of a microbatch exist beside their sum. kept_streams: arrays
+    of the residual stream's width that a layer without remat keeps at the least: inputs and results of both norms, and
+    dropout masks. plain_streams, plain_mlp: what is kept besides, of either width, where nothing is rematerialized: the
+    steps of norms and activations. keeps_latent: whether the `dots` policy keeps latent queries, keys and values, and
+    the products behind them run again. kept_bytes: an element of the operands of products that it keeps, where those
+    are narrower than activations (0: they are not). keeps_attention: whether the `dots` policy keeps what fused
     attention's backward pass needs. wide_products: how much wider than an activation the results are that the `dots`
     policy keeps (what integers add up to). hosted: the share of what layers keep that waits in the host's memory, sent
-    and fetched beside compute. gathers: what is gathered at a time. regather: whether the backward pass
-    gathers parameters again (ZeRO stage 3). loss_chunk: tokens whose logits exist at one time (0: all of a
-    microbatch). overhead_bytes: of the framework, that no formula has (context, communication buffers,
-    fragmentation).
+    and fetched beside compute. gathers: what is gathered at a time. regather: whether the backward pass gathers
+    parameters again (ZeRO stage 3). loss_chunk: tokens whose logits exist at one time (0: all of a microbatch).
+    overhead_bytes: of the framework, that no formula has (context, communication buffers, fragmentation).
 
     Collectives. gather_share: of what collectives reach of the links, in gathers and scatters of parameters; the one
     calibrated constant of a stack whose products are another's. overlap: the share of each that can hide behind
@@ -123,6 +124,9 @@ class Stack:
     loss_chunk: int = 0
     logit_bytes: float = 8
     held_logit_bytes: float = 0
+    two_moments: bool = False
+    query_block: int = 0
+    score_bytes: float = 0
     overhead_bytes: float = 0
     host_seconds: float = 0
     source: str = ""
