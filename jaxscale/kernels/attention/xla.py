@@ -128,7 +128,7 @@ def _differentiate(
     to_keys = to_values = jnp.zeros(keys.swapaxes(2, 3).shape, wide)
     to_queries = []
     for rows, columns in _blocks(query.shape[1], form, tiling):
-        if tiling.in_turn:
+        if tiling.in_turn and to_queries:
             behind = jax.lax.optimization_barrier((queries, to_keys, to_values))
             queries, to_keys, to_values = behind
         here, seen, given = queries[..., rows, :], keys[..., columns, :], to_out[..., rows, :]
