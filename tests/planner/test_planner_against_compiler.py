@@ -136,9 +136,10 @@ def test_memory_of_pipelines_on_cpu_is_about_that(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TPU)
-def test_peaks_are_the_compilers_within_a_twentieth(name: str) -> None:
+def test_peaks_are_the_compilers_within_seven_percent(name: str) -> None:
+    """Too little by 3 % at most: a plan leaves 5 % of the memory free."""
     peak = CASES[name]["facts"]["peak_bytes"]
-    assert _expected(CASES[name]).peak_bytes == pytest.approx(peak, rel=0.05)
+    assert 0.97 < _expected(CASES[name]).peak_bytes / peak < 1.07
 
 
 def test_memory_on_cpu_is_in_the_right_order() -> None:
