@@ -126,7 +126,7 @@ def _differentiate(
     # Row sums of p * dp, which softmax subtracts, are those of out * d out.
     shift = (out.astype(wide) * to_out.astype(wide)).sum(axis=-1, keepdims=True)
     to_keys = to_values = jnp.zeros(keys.swapaxes(2, 3).shape, wide)
-    to_queries = []
+    to_queries: list[jax.Array] = []
     for rows, columns in _blocks(query.shape[1], form, tiling):
         if tiling.in_turn and to_queries:
             behind = jax.lax.optimization_barrier((queries, to_keys, to_values))
