@@ -7,7 +7,7 @@ while the next operands are on their way. The design follows JAX's own `hopper_m
 divide are padded with zeros.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -15,17 +15,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxscale.kernels.gpu_epilogue import (
+    WARPGROUPS,
+    Epilogue,
+    Leaving,
+    Place,
+    Refs,
+    RowNumbers,
+    swizzled,
+)
 from jaxscale.kernels.pallas import gpu, gpu_kernel, pl
 from jaxscale.kernels.target import Target
 from jaxscale.kernels.tiles import Layout, TiledProduct, sizes_of
 
 # Bytes of shared memory that one block of an H100 or H200 can have, less a little for barriers.
 SHARED_MEMORY = 232448 - 2048
-_WARPGROUPS = 2
 _MEMORY_REGISTERS = 40
-_OUT_SLOTS = 2
-# Rows and columns that leave a warpgroup's registers at a time.
-_OUT_TILE = 64
 
 
 @dataclass(frozen=True)
@@ -47,17 +52,15 @@ class GpuTiles:
         """With the values that a tuning table gives."""
         return replace(self, **config)
 
-    def shared_bytes(self, product: TiledProduct, num_rights: int, num_extras: int) -> int:
+    def shared_bytes(self, num_rights: int, leaving: Leaving) -> int:
         """Bytes of shared memory of a kernel with these tiles, for two-byte operands."""
-        stage = 2 * self.k * (_WARPGROUPS * self.m + num_rights * self.n)
-        out = int(jnp.dtype(product.out_dtypes[0]).itemsize)
-        slots = _WARPGROUPS * _OUT_TILE**2 * out * (_OUT_SLOTS + num_extras)
-        return self.stages * stage + slots
+        stage = 2 * self.k * (WARPGROUPS * self.m + num_rights * self.n)
+        return self.stages * stage + leaving.shared_bytes(self.m)
 
-    def fitted(self, product: TiledProduct, num_rights: int, num_extras: int) -> "GpuTiles":
+    def fitted(self, num_rights: int, leaving: Leaving) -> "GpuTiles":
         """With as many stages as fit into shared memory, at most those asked for."""
         tiles = self
-        while tiles.shared_bytes(product, num_rights, num_extras) > SHARED_MEMORY:
+        while tiles.shared_bytes(num_rights, leaving) > SHARED_MEMORY:
             assert tiles.stages > 2, f"{tiles} do not fit into shared memory"
             tiles = replace(tiles, stages=tiles.stages - 1)
         return tiles
@@ -78,31 +81,72 @@ def tiled_product(
     rights: tuple[jax.Array, ...],
     extras: tuple[jax.Array, ...] = (),
     *,
+    numbers: RowNumbers | None = None,
+    bounds: jax.Array | None = None,
     detect_races: bool = False,
 ) -> tuple[jax.Array, ...]:
     """See `TiledProduct`. Operands are this device's own, of one 16-bit dtype; results and extras of one dtype.
 
-    `in_place` is left to XLA, which reuses the memory of a donated extra.
+    `in_place` is left to XLA, which reuses the memory of a donated extra. numbers: what is taken of each row of each
+    tile, besides: more results, fp32 [column tiles, m] each, of columns up to the last tile's end. bounds: int32, for
+    `numbers`.
     """
     m, n, k = sizes_of(product.layout, left, rights[0])
-    tiles = tiles.fitted(product, len(rights), len(extras))
-    padded = _up(m, _WARPGROUPS * tiles.m), _up(n, tiles.n), _up(k, tiles.k)
+    form = _Form(product, tiles, (m, n, k), len(rights), Leaving(product, len(extras), numbers))
     kernel = gpu_kernel(
-        partial(_body, product=product, tiles=tiles, sizes=padded, num_rights=len(rights)),
+        partial(_body, form=form.fitted()),
         target,
         detect_races=detect_races,
-        out_type=[jax.ShapeDtypeStruct(padded[:2], dtype) for dtype in product.out_dtypes],
+        out_type=form.out_types,
         grid=(num_multiprocessors(target),),
         grid_names=("multiprocessor",),
-        num_threads=_WARPGROUPS + 1,
+        num_threads=WARPGROUPS + 1,
         thread_name="warpgroup",
     )
-    across, down = _padded_operands(product.layout, padded)
+    across, down = _padded_operands(product.layout, form.padded)
     operands = [_pad(left, across), *(_pad(right, down) for right in rights)]
-    out_dtype = product.out_dtypes[0]
-    arrays = *operands, *(_pad(extra, padded[:2]).astype(out_dtype) for extra in extras)
-    outs = _one_at_a_time(kernel)(*arrays)
-    return tuple(out[:m, :n] for out in outs)
+    met = [_pad(extra, form.padded[:2]).astype(product.out_dtypes[0]) for extra in extras]
+    outs = _one_at_a_time(kernel)(*operands, *met, *([] if bounds is None else [bounds]))
+    whole = len(product.out_dtypes)
+    return *(out[:m, :n] for out in outs[:whole]), *(out[:, :m] for out in outs[whole:])
+
+
+@dataclass(frozen=True)
+class _Form:
+    """The static facts of a kernel. sizes: (m, n, k)."""
+
+    product: TiledProduct
+    tiles: GpuTiles
+    sizes: tuple[int, int, int]
+    num_rights: int
+    leaving: Leaving
+
+    def fitted(self) -> "_Form":
+        return replace(self, tiles=self.tiles.fitted(self.num_rights, self.leaving))
+
+    @property
+    def padded(self) -> tuple[int, int, int]:
+        m, n, k = self.sizes
+        return _up(m, WARPGROUPS * self.tiles.m), _up(n, self.tiles.n), _up(k, self.tiles.k)
+
+    @property
+    def blocks(self) -> tuple[int, int]:
+        return self.padded[0] // (WARPGROUPS * self.tiles.m), self.padded[1] // self.tiles.n
+
+    @property
+    def out_types(self) -> list[jax.ShapeDtypeStruct]:
+        numbers = jax.ShapeDtypeStruct((self.blocks[1], self.padded[0]), jnp.float32)
+        whole = [jax.ShapeDtypeStruct(self.padded[:2], d) for d in self.product.out_dtypes]
+        return [*whole, *[numbers] * self.leaving.num_numbers]
+
+    def split(self, refs: Sequence[Any]) -> tuple[Sequence[Any], Refs]:
+        """Operands, and the rest, of a kernel's arrays: operands, extras, bounds where there are, results."""
+        num_outs = len(self.product.out_dtypes)
+        first_out = len(refs) - num_outs - self.leaving.num_numbers
+        operands, rest = refs[: 1 + self.num_rights], refs[1 + self.num_rights : first_out]
+        extras, bounds = rest[: self.leaving.num_extras], rest[self.leaving.num_extras :]
+        outs = refs[first_out:]
+        return operands, Refs(extras, *(bounds or (None,)), outs[:num_outs], outs[num_outs:])
 
 
 def _one_at_a_time(kernel: Any) -> Any:
@@ -147,48 +191,31 @@ def _pad(array: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return jnp.pad(array, [(0, to - size) for size, to in zip(array.shape, shape, strict=True)])
 
 
-def _body(
-    *refs: Any,
-    product: TiledProduct,
-    tiles: GpuTiles,
-    sizes: tuple[int, int, int],
-    num_rights: int,
-) -> None:
-    """One persistent block. refs: operands, extras and results in the device's memory."""
-    num_outs = len(product.out_dtypes)
-    operands, extras = refs[: 1 + num_rights], refs[1 + num_rights : -num_outs]
-    outs = refs[-num_outs:]
-    blocks = (sizes[0] // (_WARPGROUPS * tiles.m), sizes[1] // tiles.n)
-    out_tile = _shared((_OUT_TILE, _OUT_TILE), product.out_dtypes[0])
-    idle = _pipeline(product.layout, tiles, sizes[2], num_rights, _nothing, _nothing)
-    scratch = {
-        "staged": idle.get_allocations(*operands),
-        "slots": _stacked(out_tile, _WARPGROUPS, _OUT_SLOTS),
-    }
-    if extras:
-        scratch["fetched"] = _stacked(out_tile, _WARPGROUPS, len(extras))
-        scratch["arrivals"] = gpu.Barrier(num_barriers=_WARPGROUPS * len(extras))
+def _body(*refs: Any, form: _Form) -> None:
+    """One persistent block. refs: see `_Form.split`."""
+    operands, others = form.split(refs)
+    layout, tiles, num_rights = form.product.layout, form.tiles, form.num_rights
+    idle = _pipeline(layout, tiles, form.padded[2], num_rights, _nothing, _nothing)
+    scratch = {"staged": idle.get_allocations(*operands), **form.leaving.scratch(tiles.m)}
 
     @partial(pl.run_scoped, collective_axes="warpgroup", **scratch)
-    def _(staged: Any, slots: Any, fetched: Any = None, arrivals: Any = None) -> None:
+    def _(staged: Any, **shared: Any) -> None:
         warpgroup = jax.lax.axis_index("warpgroup")
-        epilogue = _Epilogue(product, tiles, warpgroup, slots, fetched, arrivals)
+        epilogue = Epilogue(form.leaving, others, warpgroup, **shared)
 
         def block(loop: Any) -> None:
-            row, column = gpu.planar_snake(loop.index[0], blocks, 1, tiles.width)
-            rows = pl.ds(row * _WARPGROUPS * tiles.m, _WARPGROUPS * tiles.m)
-            columns = pl.ds(column * tiles.n, tiles.n)
+            row, column = gpu.planar_snake(loop.index[0], form.blocks, 1, tiles.width)
+            place = Place(row, column, tiles.m, tiles.n)
             # Cut to this block here, so that the index of a stage depends on the sum alone.
-            left = _cut(operands[0], rows, transposed=product.layout[0] == "t")
+            left = _cut(operands[0], place.rows, transposed=layout[0] == "t")
             rights = [
-                _cut(right, columns, transposed=product.layout[1] != "t") for right in operands[1:]
+                _cut(right, place.columns, transposed=layout[1] != "t") for right in operands[1:]
             ]
-            here = [ref.at[rows, columns] for ref in (*extras, *outs)]
 
             def compute(run: Any) -> None:
                 def summed(*sums: Any) -> None:
                     run(sums)
-                    epilogue.write(sums, here[: len(extras)], here[len(extras) :])
+                    epilogue.write(sums, place)
 
                 accumulator = gpu.ACC((tiles.m, tiles.n), jnp.float32)
                 pl.run_scoped(summed, *[accumulator] * num_rights)
@@ -196,73 +223,26 @@ def _body(
             def add(_: Any, left_tile: Any, *rest: Any) -> Any:
                 right_tiles, sums = rest[:num_rights], rest[num_rights]
                 mine = pl.ds(warpgroup * tiles.m, tiles.m)
-                left_part = _as_rows(left_tile, mine, transposed=product.layout[0] == "t")
+                left_part = _as_rows(left_tile, mine, transposed=layout[0] == "t")
                 for right_tile, total in zip(right_tiles, sums, strict=True):
                     turned = right_tile.transpose((1, 0))
-                    gpu.wgmma(total, left_part, turned if product.layout[1] == "t" else right_tile)
+                    gpu.wgmma(total, left_part, turned if layout[1] == "t" else right_tile)
                 gpu.wgmma_wait(tiles.delay)
                 return sums
 
-            pipeline = _pipeline(product.layout, tiles, sizes[2], num_rights, add, compute)
+            pipeline = _pipeline(layout, tiles, form.padded[2], num_rights, add, compute)
             pipeline(left, *rights, allocations=staged)
 
-        gpu.nd_loop((blocks[0] * blocks[1],), collective_axes="multiprocessor")(block)
+        gpu.nd_loop((form.blocks[0] * form.blocks[1],), collective_axes="multiprocessor")(block)
 
     gpu.wait_smem_to_gmem(0, wait_read_only=True)
-
-
-@dataclass(frozen=True)
-class _Epilogue:
-    """Takes a warpgroup's sums through `finish` and out, one small tile after another."""
-
-    product: TiledProduct
-    tiles: GpuTiles
-    warpgroup: Any
-    slots: Any
-    fetched: Any
-    arrivals: Any
-
-    def write(self, sums: tuple[Any, ...], extras: list[Any], outs: list[Any]) -> None:
-        totals = [total[...] for total in sums]
-        gpu.wait_smem_to_gmem(0, wait_read_only=True)
-        number = 0
-        for row in range(0, self.tiles.m, _OUT_TILE):
-            for column in range(0, self.tiles.n, _OUT_TILE):
-                part = slice(row, row + _OUT_TILE), slice(column, column + _OUT_TILE)
-                place = (
-                    pl.ds(self.warpgroup * self.tiles.m + row, _OUT_TILE),
-                    pl.ds(column, _OUT_TILE),
-                )
-                met = tuple(
-                    self._fetch(index, extra.at[place]) for index, extra in enumerate(extras)
-                )
-                results = self.product.finish(tuple(total[part] for total in totals), met)
-                for result, out in zip(results, outs, strict=True):
-                    self._send(number % _OUT_SLOTS, result, out.at[place])
-                    number += 1
-
-    def _fetch(self, index: int, source: Any) -> jax.Array:
-        tile = self.fetched.at[self.warpgroup, index]
-        count = self.fetched.shape[1]
-        barrier = self.arrivals.at[self.warpgroup * count + index]
-        gpu.copy_gmem_to_smem(source, tile, barrier)
-        gpu.barrier_wait(barrier)
-        values: jax.Array = tile[...].astype(jnp.float32)
-        return values
-
-    def _send(self, slot: int, values: jax.Array, target: Any) -> None:
-        # All but the newest copy have been read from their slots, so this one is free.
-        gpu.wait_smem_to_gmem(_OUT_SLOTS - 1, wait_read_only=True)
-        self.slots[self.warpgroup, slot] = values.astype(self.product.out_dtypes[0])
-        gpu.commit_smem()
-        gpu.copy_smem_to_gmem(self.slots.at[self.warpgroup, slot], target)
 
 
 def _pipeline(
     layout: Layout, tiles: GpuTiles, size: int, num_rights: int, add: Any, compute: Any
 ) -> Any:
     """Stages of operand tiles: `add` sees each of them, inside `compute`."""
-    rows = _WARPGROUPS * tiles.m
+    rows = WARPGROUPS * tiles.m
     left_spec = _stage((rows, tiles.k), along=1, delay=tiles.delay)
     if layout[0] == "t":
         left_spec = _stage((tiles.k, rows), along=0, delay=tiles.delay)
@@ -275,7 +255,7 @@ def _pipeline(
         memory_registers=_MEMORY_REGISTERS,
         in_specs=[left_spec, *[right_spec] * num_rights],
         wg_axis="warpgroup",
-        num_compute_wgs=_WARPGROUPS,
+        num_compute_wgs=WARPGROUPS,
         max_concurrent_steps=tiles.stages,
         compute_context=compute,
     )
@@ -288,25 +268,10 @@ def _stage(shape: tuple[int, int], along: int, delay: int) -> Any:
     return gpu.BlockSpec(
         shape,
         index,
-        transforms=_transforms(shape, 2),
+        transforms=swizzled(shape, 2),
         delay_release=delay,
         memory_space=gpu.MemorySpace.SMEM,
     )
-
-
-def _transforms(shape: tuple[int, ...], itemsize: int) -> tuple[Any, Any]:
-    """How a tile lies in shared memory, so that neither TMA nor wgmma meets bank conflicts."""
-    swizzle = gpu.find_swizzle(shape[-1] * itemsize * 8)
-    return gpu.TilingTransform((8, swizzle // itemsize)), gpu.SwizzleTransform(swizzle)
-
-
-def _shared(shape: tuple[int, int], dtype: Any) -> tuple[tuple[int, int], Any, Any]:
-    return shape, dtype, _transforms(shape, jnp.dtype(dtype).itemsize)
-
-
-def _stacked(tile: tuple[tuple[int, int], Any, Any], *counts: int) -> Any:
-    shape, dtype, transforms = tile
-    return gpu.SMEM((*counts, *shape), dtype, transforms=transforms)
 
 
 def _cut(ref: Any, place: Any, *, transposed: bool) -> Any:
