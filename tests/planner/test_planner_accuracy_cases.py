@@ -218,6 +218,34 @@ def test_software_is_told_by_prefix_then_by_source_then_by_hardware() -> None:
     assert software_of(a_case({"mesh": {"fsdp": 384}}, id="sc21-x")).stack.name == "deepspeed"
 
 
+@pytest.mark.parametrize(
+    ("prefix", "source", "embed", "has_time"),
+    [
+        ("bloom", "", 14336, True),
+        ("mtnlg", "", 20480, True),
+        ("x", "bigscience tr11", 12288, True),
+        # It was found with wide layers: of a narrow one it would be most.
+        ("bloom", "", 4096, False),
+        ("gptneox", "", 14336, False),
+        ("x", "DeepSpeed's blog", 14336, False),
+        ("sc21", "", 14336, False),
+    ],
+)
+def test_blooms_time_of_a_layer_is_of_its_own_wide_layers(
+    prefix: str, source: str, embed: int, has_time: object
+) -> None:
+    given = {
+        "hw": "gpu.A100_80",
+        "model": {"L": 24, "D": embed, "F": 4 * embed, "N": 32, "V": 50000},
+        "mesh": {"tensor": 8, "pipe": 8, "data": 1},
+        "global_batch_seqs": 64,
+        "microbatch": 1,
+        "seq": 2048,
+    }
+    found = settings_of(a_case(given, id=f"{prefix}-x", source=source), FILE)
+    assert {setting.stack.layer_seconds > 0 for setting in found} == {bool(has_time)}
+
+
 def test_dtypes_and_sharding_of_a_row_reach_the_stack() -> None:
     def stack(prefix: str, **given: Any):
         return software_of(a_case(given, id=f"{prefix}-x")).stack

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from planner_cases import DENSE, ROUTED, line, predicted
 from planner_cases import seconds as whole_seconds
-from planner_truth.fit import Constants, Row, fit, seconds
+from planner_truth.fit import Constants, Row, error, fit, seconds
 from planner_truth.quantities import run_of
 from published import FILE, a_case
 
@@ -21,7 +21,7 @@ from jaxscale.planner.model.shape import Experts, LatentAttention, ModelShape
 from jaxscale.planner.model.sizes import mesh_columns, sizes_of
 from jaxscale.planner.model.workload import Workload
 from jaxscale.planner.vocabulary.formula import Number, Table
-from jaxscale.planner.vocabulary.layout import Layout
+from jaxscale.planner.vocabulary.layout import Layout, Remat
 from jaxscale.planner.vocabulary.prediction import Prediction
 from jaxscale.planner.vocabulary.stack import Partition
 
@@ -283,15 +283,64 @@ def test_a_stacks_share_of_links_is_found_when_all_else_is() -> None:
         {**given, "mesh": {"tensor": 8, "pipe": 12}, "global_batch_seqs": 96, "microbatch": 1},
         id="sc21-y",
     )
-    megatron = Row(plain, run_of(plain, FILE), "a100", "megatron", "", 1.0)
+    megatron = Row(plain, run_of(plain, FILE), "a100", "megatron", "", "products", 1.0)
     start = Constants({"a100": 0.79}, {"megatron": 1.0}, {"deepspeed": 0.2})
     megatron = replace(
         megatron, ratio=seconds(megatron, start) / megatron.run.prediction.step_seconds
     )
-    rows = [Row(case, run_of(case, FILE), "a100", "megatron", "deepspeed", 1.0) for case in zero]
+    rows = [
+        Row(case, run_of(case, FILE), "a100", "megatron", "deepspeed", "links", 1.0)
+        for case in zero
+    ]
     rows = [
         replace(row, ratio=seconds(row, start) / row.run.prediction.step_seconds) for row in rows
     ]
     found = fit([megatron, *rows])
     assert found.links["deepspeed"] == pytest.approx(0.2, rel=0.01)
     assert found.chips["a100"] * found.stacks["megatron"] == pytest.approx(0.79, rel=0.001)
+
+
+@pytest.mark.parametrize(("remat", "passes"), [("none", 3), ("full", 4)])
+def test_a_layer_may_take_time_that_no_size_changes(remat: Remat, passes: int) -> None:
+    """Forward, backward twice that, and forward again; in each of 16 microbatches, of two layers on each of 4."""
+    layout = Layout(pipeline=4, microbatches=16, schedule="1f1b", remat=remat)
+    name = "fixed time of layers"
+    without, small, large = (
+        in_order(f"h100:{4 * tensor}", replace(layout, tensor=tensor), layer_seconds=seconds)
+        for tensor, seconds in ((2, 0.0), (2, 1e-3), (1, 1e-3))
+    )
+    assert name not in components(without)
+    assert whole_seconds(small, name) == pytest.approx(16 * 2 * passes * 1e-3)
+    assert whole_seconds(large, name) == whole_seconds(small, name)
+    bubbles = [whole_seconds(found, "pipeline bubble") for found in (small, without)]
+    assert bubbles[0] - bubbles[1] == pytest.approx(3 * 2 * passes * 1e-3)
+
+
+def test_a_stacks_time_of_a_layer_is_found_when_all_else_is() -> None:
+    given = {"hw": "jean_zay A100_80", "model": "gpt3-175b", "seq": 2048, "remat": "full"}
+    cases = [
+        a_case(
+            {
+                **given,
+                "mesh": {"tensor": 8, "pipe": 12},
+                "global_batch_seqs": 96,
+                "microbatch": size,
+            },
+            id=f"{prefix}-x",
+        )
+        for prefix, size in (("sc21", 1), ("bloom", 1), ("bloom", 2), ("bloom", 4))
+    ]
+    names = ("megatron", *["megatron-deepspeed"] * 3)
+    rows = [
+        Row(case, run_of(case, FILE), "a100", name, own, "layers" if own else "products", 1.0)
+        for case, name, own in zip(cases, names, ("", *names[1:]), strict=True)
+    ]
+    start = Constants({"a100": 0.79}, {"megatron": 1.0}, layers={"megatron-deepspeed": 0.002})
+    rows = [
+        replace(row, ratio=seconds(row, start) / row.run.prediction.step_seconds) for row in rows
+    ]
+    found = fit(rows)
+    assert set(found.stacks) == {"megatron"}
+    assert found.layers["megatron-deepspeed"] > 0
+    assert error(rows[0], found) == pytest.approx(1, rel=1e-3)
+    assert np.median([error(row, found) for row in rows[1:]]) == pytest.approx(1, rel=1e-3)

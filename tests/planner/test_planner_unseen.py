@@ -56,7 +56,7 @@ def test_every_row_is_understood() -> None:
 
 
 def test_other_rows_of_known_software_are_as_near_as_the_goal_says() -> None:
-    """Median 10 %, 90th percentile 25 %: measured 5.9 and 16.1 on 91 rows."""
+    """Median 10 %, 90th percentile 25 %: measured 4.7 and 16.5 on 91 rows."""
     found = errors(known=True)
     assert len(found) == 91
     assert median(found) <= 0.10
@@ -79,6 +79,23 @@ def test_runs_are_accepted_and_those_out_of_memory_refused() -> None:
     assert counts["expected_oom_predicted_oom"] == 3
     assert counts["expected_oom_predicted_fits"] == 0
     assert counts["expected_fits_predicted_oom"] <= 3
+
+
+def test_a_constant_of_layers_holds_for_blooms_other_rows() -> None:
+    """Found from 16 given rows: median 2.8 % on these 19, where a factor on products was at 7.3."""
+    found = [
+        each for each in scores() if (each.case.prefix, each.case.kind) == ("bloom", "throughput")
+    ]
+    wrong = [each.rel_error for each in found if each.rel_error is not None]
+    assert len(wrong) == 19
+    assert median(wrong) <= 0.05
+
+
+def test_the_order_of_blooms_given_rows_is_kept() -> None:
+    """Spearman 0.81; the goal is 0.8 within a model and cluster."""
+    rows = [case for case in FILE.cases if case.prefix == "bloom" and case.kind == "throughput"]
+    (found,) = rank_correlations(score(case, evaluate_case(case, FILE)) for case in rows).values()
+    assert found >= 0.8
 
 
 @pytest.mark.parametrize("prefix", ["kempner", "l3", "tt"])

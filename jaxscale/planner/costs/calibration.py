@@ -63,7 +63,6 @@ STACK_EFFICIENCY: Mapping[str, float] = MappingProxyType(
         "llm-foundry": 1.05,
         "maxtext": 1.03,
         "megatron": 1.11,
-        "megatron-deepspeed": 0.83,
         "torchtitan": 0.82,
     }
 )
@@ -71,6 +70,9 @@ STACK_EFFICIENCY: Mapping[str, float] = MappingProxyType(
 # steps last 67 s on 768 GPUs and on 1,536 (Narayanan et al. 2021, table 2), so that links bind, at 16 GB/s a GPU: what
 # one of a node's eight adapters would give. No source says why.
 GATHER_SHARE: Mapping[str, float] = MappingProxyType({"deepspeed": 0.098})
+# Seconds of a layer's forward pass whatever its sizes, of stacks whose constant that is (`Stack.layer_seconds`).
+# BLOOM's steps get 7 to 9 % shorter from microbatches of 2 to those of 4, which no factor on products follows.
+LAYER_SECONDS: Mapping[str, float] = MappingProxyType({"megatron-deepspeed": 0.0037})
 # What a cap of its power leaves of a chip's peak. NVIDIA sells the same H100 at 400 W (NVL, 835 TFLOP/s) and at 700 W
 # (SXM, 989): these differ by the watts to the power of 0.30, so that 500 W leave 0.90. An assumption: torchtitan's
 # authors say of that board only that its peak "is between SXM and NVL", and that they do not know it.

@@ -69,6 +69,7 @@ def layer_parts(shape: ModelShape, sizes: Sizes, stack: Stack, speeds: Speeds) -
         _attention(shape, sizes, stack, speeds),
         *mlp,
         _elementwise(shape, sizes, stack, speeds),
+        *([_fixed(stack)] if stack.layer_seconds else []),
     ]
 
 
@@ -238,6 +239,12 @@ def _elementwise(shape: ModelShape, sizes: Sizes, stack: Stack, speeds: Speeds) 
     traffic = sizes.tokens * (width + (inner + rotated) / sizes.mesh.tensor)
     forward = stack.elementwise * traffic / speeds.memory
     return Part("elementwise and norms", forward, 2 * forward)
+
+
+def _fixed(stack: Stack) -> Part:
+    """What no size of a layer changes, in the proportions of products: as much again where the pass runs again."""
+    forward = Number(stack.layer_seconds, "s a layer")
+    return Part("fixed time of layers", forward, 2 * forward)
 
 
 _MOVED_BYTES = 8

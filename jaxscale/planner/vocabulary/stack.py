@@ -18,9 +18,11 @@ class Stack:
     family's (FlashAttention-2 and its like). grouped_speed: of products grouped by expert beside those of whole
     matrices. elementwise: passes over memory, as a multiple of those of fused loops. prunes: the compiler
     leaves out of a recomputation what nothing needs (the last product of the MLP, the product with values).
-    host_seconds: time of a step that the devices wait for the host. narrowing: bytes through memory to make an
-    element of an operand 8 bits wide: read and written, and 2 more where the scale takes a pass of its own.
-    narrows_weights: every pass does that to its weights; else they are kept narrow from one step to the next.
+    host_seconds: time of a step that the devices wait for the host. layer_seconds: of a layer's forward pass, whatever
+    its sizes (kernels too small to fill a device, and what starts them), twice that backward; the one calibrated
+    constant of a stack that has it, whose products reach what the chip family's do. narrowing: bytes through memory
+    to make an element of an operand 8 bits wide: read and written, and 2 more where the scale takes a pass of its
+    own. narrows_weights: every pass does that to its weights; else they are kept narrow from one step to the next.
 
     Bytes an element: param_bytes as parameters are stored, compute_bytes of activations, gather_bytes of parameters on
     the way, gradient_bytes as gradients are kept, reduce_bytes as they are summed over devices, adding_bytes: through
@@ -129,6 +131,7 @@ class Stack:
     score_bytes: float = 0
     overhead_bytes: float = 0
     host_seconds: float = 0
+    layer_seconds: float = 0
     source: str = ""
 
     @property

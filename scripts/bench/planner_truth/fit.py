@@ -4,14 +4,15 @@
 
 Prints what to write into jaxscale/planner/costs/calibration.py, and the errors of the rows that were not used. A
 constant is the one that makes the median row of its group right; chip and stack take turns until they agree. A stack
-whose products are another's has a constant of its links instead, found when the others are. Nothing is fitted to a
-single row.
+whose constant is not of its products (`Software.constant`) has it found when the others are: of links, where its
+products are another's; of layers, in the place of a factor, with which it counts until then, since a family's constant
+is what stacks reach on average. Nothing is fitted to a single row.
 """
 
 import argparse
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from jaxscale.planner.costs.calibration import efficiency_of, family_of
 from jaxscale.planner.search.predict import predict
 from planner_truth.cases import Case, CaseFile, Unsupported, load_cases
 from planner_truth.quantities import Run, quantity, run_of
+from planner_truth.software import Constant
 
 # What a row is fitted by, the most direct first; True: more is faster.
 TIMES = (
@@ -36,24 +38,28 @@ HALVINGS = 12
 
 @dataclass(frozen=True)
 class Row:
-    """A run with its published step time over the planner's. stack: whose products it runs. links: the stack whose
-    constant is of its links, else empty."""
+    """A run with its published step time over the planner's.
+
+    stack: whose products it runs. own: the stack whose constant is of something else (`of`), else empty.
+    """
 
     case: Case
     run: Run
     family: str
     stack: str
-    links: str
+    own: str
+    of: Constant
     ratio: float
 
 
 @dataclass(frozen=True)
 class Constants:
-    """By chip family, by stack, and of links by stack."""
+    """By chip family, by stack, and of links and of layers by stack."""
 
     chips: dict[str, float]
     stacks: dict[str, float]
     links: dict[str, float] = field(default_factory=dict)
+    layers: dict[str, float] = field(default_factory=dict)
 
 
 def rows_of(file: CaseFile) -> list[Row]:
@@ -74,9 +80,10 @@ def _row(case: Case, file: CaseFile) -> Row | None:
     run = run_of(case, file)
     expected, predicted = case.expected[name[0]], float(quantity(run, name[0]))
     ratio = predicted / expected if name[1] else expected / predicted
-    stack, kernels = run.setting.stack, run.software.kernels
+    name, of = run.setting.stack.name, run.software.constant
+    own = "" if of == "products" else name
     family = family_of(run.setting.cluster)
-    return Row(case, run, family, kernels or stack.name, stack.name if kernels else "", ratio)
+    return Row(case, run, family, run.software.kernels or name, own, of, ratio)
 
 
 def seconds(row: Row, constants: Constants) -> float:
@@ -87,7 +94,8 @@ def seconds(row: Row, constants: Constants) -> float:
     stack = replace(
         setting.stack,
         efficiency=constants.stacks.get(row.stack, 1.0),
-        gather_share=constants.links.get(row.links, 1.0),
+        gather_share=constants.links.get(row.own, 1.0),
+        layer_seconds=constants.layers.get(row.own, 0.0),
     )
     prediction = predict(
         setting.workload, setting.cluster, setting.layout, stack, efficiency=changed
@@ -96,27 +104,34 @@ def seconds(row: Row, constants: Constants) -> float:
 
 
 def fit(rows: Sequence[Row]) -> Constants:
-    plain = [row for row in rows if not row.links]
+    plain = [row for row in rows if row.of != "links"]
     chips = {row.family: efficiency_of(row.run.setting.cluster).products for row in plain}
     constants = Constants(chips, dict.fromkeys((row.stack for row in plain), 1.0))
     for _ in range(ROUNDS):
         _take_turns(plain, constants.chips, lambda row: row.family, constants)
         _take_turns(plain, constants.stacks, lambda row: row.stack, constants)
         _pin(constants, plain)
-    for name in dict.fromkeys(row.links for row in rows if row.links):
-        constants.links[name] = _links_share([row for row in rows if row.links == name], constants)
+    for name, of in dict.fromkeys((row.own, row.of) for row in rows if row.own):
+        mine = [row for row in rows if row.own == name]
+        constants.stacks.pop(name, None)
+        found = constants.links if of == "links" else constants.layers
+        found[name] = _found(mine, of, constants)
     return constants
 
 
-def _links_share(rows: Sequence[Row], constants: Constants) -> float:
-    """The share with which the median row is right: a larger one is faster."""
-    low, high = 1e-3, 1.0
+# Where a constant that is not of products is looked for: the slowest end first.
+_RANGES: Mapping[Constant, tuple[float, float]] = {"links": (1e-3, 1.0), "layers": (0.1, 1e-4)}
+
+
+def _found(rows: Sequence[Row], of: Constant, constants: Constants) -> float:
+    """The value with which the median row is right."""
+    slowest, fastest = _RANGES[of]
     for _ in range(HALVINGS):
-        share = (low * high) ** 0.5
-        changed = replace(constants, links={rows[0].links: share})
-        slow = statistics.median(error(row, changed) for row in rows) < 1
-        low, high = (share, high) if slow else (low, share)
-    return high
+        value = (slowest * fastest) ** 0.5
+        changed = replace(constants, **{of: {rows[0].own: value}})
+        is_slow = statistics.median(error(row, changed) for row in rows) < 1
+        slowest, fastest = (value, fastest) if is_slow else (slowest, value)
+    return fastest
 
 
 def _take_turns(
@@ -159,7 +174,7 @@ def main() -> None:
     used = [row for index, row in enumerate(rows) if _used(row, index, options)]
     constants = fit(used)
     for title, found in vars(constants).items():
-        print(title, {name: round(value, 3) for name, value in sorted(found.items())})
+        print(title, {name: round(value, 4) for name, value in sorted(found.items())})
     for title, group in (
         ("fitted on", used),
         ("the others", [row for row in rows if row not in used]),

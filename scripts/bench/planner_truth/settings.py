@@ -6,6 +6,7 @@ from math import prod
 
 from jaxscale.errors import UserError
 from jaxscale.hardware.cluster import Cluster
+from jaxscale.planner.model.shape import ModelShape
 from jaxscale.planner.model.workload import Workload
 from jaxscale.planner.search.predict import predict
 from jaxscale.planner.search.spread import default_spread, distinct_spreads
@@ -78,12 +79,22 @@ def settings_of(case: Case, file: CaseFile) -> list[Setting]:
     shape = shape_of(case, file, sequence)
     mesh, cluster = mesh_and_cluster(case)
     slow = _slow_axes(case, cluster)
+    stack = _of_width(software.stack, shape)
     found = []
     for batch, opened in batches(case, mesh, sequence):
         workload = Workload(shape, batch, sequence)
         for layout, more in layouts(case, software, workload, mesh):
-            found.append(Setting(workload, cluster, layout, software.stack, slow, (*opened, *more)))
+            found.append(Setting(workload, cluster, layout, stack, slow, (*opened, *more)))
     return found
+
+
+# Of the narrowest model that `Stack.layer_seconds` was found with.
+_WIDE = 12288
+
+
+def _of_width(stack: Stack, shape: ModelShape) -> Stack:
+    """Without the fixed time of a layer where it would be most of a narrow one's: nothing says that those have it."""
+    return stack if shape.embed >= _WIDE else replace(stack, layer_seconds=0.0)
 
 
 def mesh_and_cluster(case: Case) -> tuple[dict[str, int], Cluster]:

@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from jaxscale.planner.search.exhaustive import SCHEDULES
 from jaxscale.planner.vocabulary.layout import Remat, Schedule
 from jaxscale.planner.vocabulary.stack import Stack
 
+Constant = Literal["products", "links", "layers"]
 JAX_AXES = ("data", "fsdp", "expert", "context", "tensor")
 MEGATRON_AXES = ("data", "expert", "context", "tensor", "pipeline")
 _NOTHING_HIDES: Mapping[str, float] = dict.fromkeys((*JAX_AXES, "pipeline", "keys", "tokens"), 0.0)
@@ -25,9 +27,10 @@ class Software:
     remat, zero, schedule: what it does unless a row says otherwise (None: differs from run to run). whole_batch:
     without a pipeline and without a word about accumulation, a step is one pass. schedules: that it had to choose from.
     has_virtual: runs interleave, though rows do not say so.
-    rule: how its authors say that they chose a layout. kernels: the stack whose products it runs, where its constant is
-    not theirs. sends_once: of tokens that experts of several devices of another node want, one copy goes there, and
-    where a pipeline interleaves it does so beside another microbatch's products.
+    rule: how its authors say that they chose a layout. constant: what the one calibrated number of the stack is of:
+    its products, its links (`Stack.gather_share`), or each layer (`Stack.layer_seconds`). kernels: the stack whose
+    products it runs, where that is another. sends_once: of tokens that experts of several devices of another node want,
+    one copy goes there, and where a pipeline interleaves it does so beside another microbatch's products.
     """
 
     stack: Stack
@@ -41,6 +44,7 @@ class Software:
     has_virtual: bool = False
     whole_batch: bool = True
     rule: str = ""
+    constant: Constant = "products"
     kernels: str = ""
     sends_once: bool = False
 
@@ -190,6 +194,14 @@ MEGATRON_DEEPSPEED = replace(
         " update_lp_params)",
     ),
     schedules=("1f1b",),
+    # Its constant is of no size: `docs/planner.md`, "BLOOM".
+    constant="layers",
+)
+# The same structure elsewhere (GPT-NeoX, other runs of DeepSpeed's pipelines): nothing was calibrated.
+DEEPSPEED_PIPELINES = replace(
+    MEGATRON_DEEPSPEED,
+    stack=replace(MEGATRON_DEEPSPEED.stack, name="deepspeed-pipelines"),
+    constant="products",
 )
 # What Megatron was measured against: no model parallelism, 16-bit gathers and reductions beside compute.
 DEEPSPEED = replace(
@@ -202,6 +214,7 @@ DEEPSPEED = replace(
         gradient_bytes=2,
         source="Narayanan et al. 2021, section 5.2: DeepSpeed ZeRO 3, integrated into Megatron: the same kernels",
     ),
+    constant="links",
     kernels="megatron",
     axes=("data", "fsdp"),
 )
@@ -341,7 +354,7 @@ BY_PREFIX: Mapping[str, Software] = {
     "megatron2020": MEGATRON,
     "meg": MEGATRON,
     "bloom": MEGATRON_DEEPSPEED,
-    "gptneox": MEGATRON_DEEPSPEED,
+    "gptneox": DEEPSPEED_PIPELINES,
     "mcore": MEGATRON_CORE,
     "dsv3": DEEPSEEK,
 }
@@ -352,7 +365,8 @@ BY_SOURCE = (
     (r"levanter", LEVANTER),
     (r"llm-foundry|mosaic", LLM_FOUNDRY),
     (r"torchtitan", TORCHTITAN),
-    (r"bigscience|neox|deepspeed|mt-nlg|turing", MEGATRON_DEEPSPEED),
+    (r"bigscience|mt-nlg|turing", MEGATRON_DEEPSPEED),
+    (r"neox|deepspeed", DEEPSPEED_PIPELINES),
     (r"deepseek", DEEPSEEK),
     (r"aleph.?alpha|2311\.05610", ALEPH_ALPHA),
     (r"llama.?3 paper|2407.21783|herd of models", LLAMA3),

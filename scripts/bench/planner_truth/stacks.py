@@ -41,6 +41,7 @@ def software_of(case: Case) -> Software:
         software.stack,
         efficiency=stack_efficiency(software.kernels or name) if known else 1.0,
         gather_share=calibration.GATHER_SHARE.get(name, 1.0),
+        layer_seconds=calibration.LAYER_SECONDS.get(name, 0.0),
     )
     if software.sends_once:
         stack = _with_exchange(stack, case)
