@@ -146,7 +146,8 @@ class _Form:
         operands, rest = refs[: 1 + self.num_rights], refs[1 + self.num_rights : first_out]
         extras, bounds = rest[: self.leaving.num_extras], rest[self.leaving.num_extras :]
         outs = refs[first_out:]
-        return operands, Refs(extras, *(bounds or (None,)), outs[:num_outs], outs[num_outs:])
+        given = bounds[0] if bounds else None
+        return operands, Refs(extras, given, outs[:num_outs], outs[num_outs:])
 
 
 def _one_at_a_time(kernel: Any) -> Any:

@@ -4,7 +4,7 @@ A TPU's compiler says whether tiles fit its vector memory and layouts its units;
 fit shared memory and operands `wgmma`. Neither says how fast they are.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import SingleDeviceSharding
 
+from jaxscale.cli.kernel_cases import OPS, Pass, cases_of_files
 from jaxscale.config.loading import load_config, load_model
 from jaxscale.config.model_section import ModelSection
 from jaxscale.config.plan import Plan
@@ -25,8 +26,11 @@ from jaxscale.kernels.cases import Case
 from jaxscale.kernels.choice import Choice
 from jaxscale.kernels.glu import api as glu
 from jaxscale.kernels.glu.cases import cases as glu_cases
+from jaxscale.kernels.linear_cross_entropy.cases import cases as loss_cases
 from jaxscale.kernels.matmul import api as matmul
 from jaxscale.kernels.matmul.cases import cases as matmul_cases
+from jaxscale.kernels.measure import Measurement, entry_of
+from jaxscale.kernels.ragged_matmul.cases import cases as ragged_cases
 from jaxscale.kernels.registry import recording
 from jaxscale.kernels.target import Target, target_of
 from jaxscale.kernels.tuning import Entry, read
@@ -120,23 +124,75 @@ def test_every_configuration_that_tuning_tries_lowers(op: str) -> None:
         _lower(case, config)
 
 
-@pytest.mark.parametrize("table", [matmul.TUNING, glu.TUNING], ids=["matmul", "glu"])
-def test_committed_measurements_are_of_kernels_that_lower(table: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["mixtral-8x7b", "qwen3-30b-a3b"])
+def test_every_configuration_that_tuning_tries_of_routed_products_lowers(model: str) -> None:
+    path = CONFIGS / f"planned/{model}.yaml"
+    cases = cases_of_files([str(path)], "ragged_matmul", Pass(ROWS))
+    assert len(cases) == 6
+    for case in cases:
+        for config in ({}, *case.candidates["pallas_gpu"]):
+            _lower(case, config)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_committed_measurements_are_of_kernels_that_lower(op: str) -> None:
     """Tables are empty until something was measured; then each entry is lowered at its bucket's sizes."""
-    for entry in read(table):
+    for entry in read(OPS[op].table):
         assert entry.seconds > 0
         if entry.implementation == "pallas_gpu":
             _lower(_case_of(entry), entry.config)
 
 
 def _case_of(entry: Entry) -> Case:
-    m, n, k = (int(part[1:]) for part in entry.bucket.split("_"))
-    sizes = {"nn": (m, k, n), "nt": (m, n, k), "tn": (k, m, n), "up": (m, k, n)}
-    sizes["down_gradient"] = sizes["up"]
-    make = matmul_cases if entry.op == "matmul" else glu_cases
-    return next(
-        case for case in make(*sizes[entry.layout], entry.dtype) if case.call.layout == entry.layout
-    )
+    """Of an op that has a Hopper kernel."""
+    sizes = tuple(int(part[1:]) for part in entry.bucket.split("_"))
+    found = {
+        "matmul": _matmul_of,
+        "glu": _glu_of,
+        "ragged_matmul": _routed_of,
+        "linear_cross_entropy": _loss_of,
+    }[entry.op]
+    made = found(sizes, entry)
+    return next(case for case in made if case.call.layout == entry.layout)
+
+
+def _matmul_of(sizes: tuple[int, ...], entry: Entry) -> Iterator[Case]:
+    m, n, k = sizes
+    rows = {"nn": (m, k, n), "nt": (m, n, k), "tn": (k, m, n)}[entry.layout]
+    return matmul_cases(*rows, entry.dtype)
+
+
+def _glu_of(sizes: tuple[int, ...], entry: Entry) -> Iterator[Case]:
+    m, n, k = sizes
+    return glu_cases(m, k, n, entry.dtype)
+
+
+def _loss_of(sizes: tuple[int, ...], entry: Entry) -> Iterator[Case]:
+    tokens, embed, vocab = sizes
+    return loss_cases(tokens, embed, vocab, entry.dtype)
+
+
+def _routed_of(sizes: tuple[int, ...], entry: Entry) -> Iterator[Case]:
+    tokens, inward, outward, groups = sizes
+    return ragged_cases(tokens, inward, outward, groups, entry.dtype)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        *matmul_cases(64, 128, 256, "bfloat16"),
+        *glu_cases(64, 128, 256, "bfloat16"),
+        *ragged_cases(64, 128, 256, 8, "bfloat16"),
+        *loss_cases(64, 128, 256, "bfloat16"),
+    ],
+    ids=lambda case: f"{case.op} {case.call.layout}",
+)
+def test_an_entry_says_of_which_call_it_is(case: Case) -> None:
+    """Sizes that are powers of two are their own bucket."""
+    (kernel,) = (each for each in case.implementations if each.name == "pallas_gpu")
+    ran = Measurement(case, "pallas_gpu", {}, 1.0)
+    assert _case_of(entry_of(ran, kernel, ran, H200)).name == case.name
 
 
 def test_tiles_that_overflow_shared_memory_are_caught_by_lowering(

@@ -55,6 +55,7 @@ PUBLISHED = {
     "mixtral-8x22b": (141, 39),
     "deepseek-v3": (671, 37),
     "qwen3-235b-a22b": (235, 22),
+    "qwen3-30b-a3b": (30.5, 3.3),
 }
 
 

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from jaxscale.config.plan import Plan
 from jaxscale.errors import UserError
 from jaxscale.kernels.choice_table import choice_table
 from jaxscale.kernels.registry import recording
-from jaxscale.kernels.target import Target
+from jaxscale.kernels.target import Target, reason_without
 from jaxscale.models.build import model_builder
 from jaxscale.models.context import use_forward_context
 from jaxscale.models.description import Blueprint, blueprint
@@ -33,6 +34,7 @@ from jaxscale.training.step import compile_step, make_train_step
 
 QUICKSTART = Path(__file__).parents[2] / "configs/quickstart.yaml"
 KERNELS = {"matmul": "interpret_tpu", "glu": "interpret_tpu"}
+HOPPER = dict.fromkeys(["glu", "linear_cross_entropy", "matmul"], "interpret_gpu")
 # Every op that has a kernel for TPUs, and its name.
 PALLAS = {
     "attention": "pallas_splash",
@@ -113,6 +115,25 @@ def test_a_mesh_trains_as_one_device_does(layout: str, alone: Course) -> None:
     for path, update in alone.updates.items():
         # Adam divides by the root of the second moment: small gradients keep their relative errors, about 1e-5.
         assert distance(updates[path], update) < 1e-2, path
+
+
+def test_a_step_with_hopper_kernels_is_as_exact_as_with_xla() -> None:
+    """In bfloat16, which they multiply, over fp32 parameters; what a step in fp32 does is the truth."""
+    reason = reason_without(Target("gpu", "NVIDIA H200", interpreted=True))
+    if reason is not None:
+        pytest.skip(reason)
+    model = blueprint(model_builder(tiny_model("llama3", num_layers=1)))
+    training = tiny_training(loss_chunk=256)
+    exact = train(model, Plan(), training, steps=1)
+    narrow = partial(train, model, training=training, steps=1, first=exact.first)
+    xla = narrow(plan=Plan(precision="bfloat16"))
+    with recording() as choices:
+        ours = narrow(plan=Plan(precision="bfloat16", kernels=HOPPER))
+    assert {c.name for c in choices if c.op in HOPPER} == {"pallas_gpu"}
+    for name in ("losses", "norms"):
+        (truth,), (theirs,), (found,) = (getattr(course, name) for course in (exact, xla, ours))
+        # A few roundings of bfloat16's eight bits, of many thousands, that fall the other way.
+        assert abs(found - truth) <= 1.5 * abs(theirs - truth) + 2**-10 * abs(truth), name
 
 
 def test_gathered_weights_are_gathered_again_not_kept() -> None:

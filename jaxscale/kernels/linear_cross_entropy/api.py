@@ -55,15 +55,16 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Where:
-    """vocab_axis: mesh axes over which the table's rows are split, inside `shard_map`. kernels: see `choose_kernel`.
+    """vocab_axis: mesh axes over which the table's rows are split, inside `shard_map`.
 
-    target: what is compiled for; this process's devices unless given. gathered: those of `vocab_axis` that split the
-    tokens, too: `loss_and_gradients` gathers each chunk's tokens over them.
+    target: what is compiled for; this process's devices unless given. kernels: see `choose_kernel`, or a choice already
+    made. gathered: those of `vocab_axis` that split the tokens, too: `loss_and_gradients` gathers each chunk's tokens
+    over them.
     """
 
     vocab_axis: VocabAxis = None
     target: Target | None = None
-    kernels: str = "auto"
+    kernels: str | Choice = "auto"
     gathered: tuple[str, ...] = ()
 
 
@@ -73,7 +74,7 @@ _HERE = Where()
 def choose_kernel(call: LossCall, target: Target, wanted: str = "auto") -> tuple[Choice, Target]:
     """What forms the logits and their sums, and on which target (another one where an interpreter is wanted).
 
-    wanted: see `registry.choose`, `interpret_tpu` beside. Raises UserError as `choose` does.
+    wanted: see `registry.choose`, `interpret_tpu` and `interpret_gpu` beside. Raises UserError as `choose` does.
     """
     target, wanted = asked_for(target, wanted)
     choice = choose("linear_cross_entropy", IMPLEMENTATIONS, target, call, wanted, read(TUNING))
@@ -260,22 +261,31 @@ class _Form:
     ) -> tuple[Logits | None, RowSums]:
         if self.choice.name == "xla":
             logits = _logits(states, table)
-            gather = self.target.platform == "cpu"
+            gather = self.target.platform != "tpu"
             return logits, row_sums(logits, targets, self.options, self.vocab_axis, gather=gather)
-        from jaxscale.kernels.linear_cross_entropy import pallas_tpu
-
-        kept, sums = pallas_tpu.logits_and_sums(
+        kept, sums = self._kernel()(
             states,
             table,
             targets,
             self.options,
             self.target,
-            pallas_tpu.TILES.updated(self.choice.config),
             first_column=first_column(table.shape[0], self.vocab_axis),
             real_vocab=self.vocab_size,
             keep_logits=self.keep_logits,
         )
         return kept, over_devices(sums, self.vocab_axis)
+
+    def _kernel(self) -> Callable[..., tuple[Logits | None, RowSums]]:
+        """The Pallas kernel, with its tiles."""
+        if self.choice.name == "pallas_gpu":
+            from jaxscale.kernels.linear_cross_entropy import pallas_gpu
+
+            gpu_tiles = pallas_gpu.TILES.updated(self.choice.config)
+            return partial(pallas_gpu.logits_and_sums, tiles=gpu_tiles)
+        from jaxscale.kernels.linear_cross_entropy import pallas_tpu
+
+        tiles = pallas_tpu.TILES.updated(self.choice.config)
+        return partial(pallas_tpu.logits_and_sums, tiles=tiles)
 
     def sums(self, rows: RowSums, targets: Int[Array, " tokens"]) -> LossSums:
         return loss_sums(rows, targets, self.options, self.vocab_size)
@@ -287,7 +297,11 @@ def _form(
     own_tokens = hidden.size // hidden.shape[-1]
     tokens = min(chunk_tokens, own_tokens * int(jax.lax.psum(1, where.gathered)))
     call = LossCall(layout, hidden.dtype.name, tokens, hidden.shape[-1], table.shape[0])
-    choice, target = choose_kernel(call, where.target or target_of(), where.kernels)
+    target = where.target or target_of()
+    if isinstance(where.kernels, Choice):
+        choice, target = where.kernels, where.kernels.target or target
+    else:
+        choice, target = choose_kernel(call, target, where.kernels)
     if choice.name != "xla":
         check_local("linear_cross_entropy", hidden, table)
     vocab_size = real_vocab(table.shape[0], options, where.vocab_axis)

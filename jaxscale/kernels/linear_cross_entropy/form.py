@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from jaxscale.kernels.matmul.form import gpu_reason
 from jaxscale.kernels.registry import Implementation
 from jaxscale.kernels.target import Target, reason_without
 
@@ -33,11 +34,16 @@ def _no_tpu_kernel(target: Target, call: LossCall) -> str | None:
     return reason_without(target)
 
 
+def _no_gpu_kernel(target: Target, call: LossCall) -> str | None:
+    return gpu_reason(target, call.dtype)
+
+
 def _never(_: Target, __: LossCall) -> None:
     return None
 
 
 IMPLEMENTATIONS: tuple[Implementation[LossCall], ...] = (
     Implementation("pallas_tpu", _no_tpu_kernel),
+    Implementation("pallas_gpu", _no_gpu_kernel),
     Implementation("xla", _never),
 )

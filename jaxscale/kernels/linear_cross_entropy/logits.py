@@ -49,8 +49,9 @@ def row_sums(
 ) -> RowSums:
     """Of fp32 (or wider) logits before their soft-cap, over the whole vocabulary.
 
-    gather: fetch the targets' logits. Otherwise they are picked out by a sum over all columns, which accelerators form
-    beside the others; a CPU would write an array as large as the logits for it.
+    gather: fetch the targets' logits. Otherwise they are picked out by a sum over all columns, which a TPU forms beside
+    the others; a CPU would write an array as large as the logits for it, a GPU read them once more (compiled for an
+    H200, JAX 0.10.2).
     """
     columns = _columns(logits.shape[1], vocab_axis)
     capped = cap(logits, options.softcap)

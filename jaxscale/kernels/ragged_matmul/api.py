@@ -25,7 +25,7 @@ from jaxscale.kernels.target import Target, asked_for, target_of
 from jaxscale.kernels.tiles import Layout
 from jaxscale.kernels.tuning import read
 
-__all__ = ["IMPLEMENTATIONS", "TUNING", "choices", "ragged_matmul"]
+__all__ = ["IMPLEMENTATIONS", "TUNING", "choices", "product", "ragged_matmul"]
 
 _LAYOUTS: tuple[Layout, ...] = ("nn", "nt", "tn")
 TUNING = Path(__file__).parent / "tuning"
@@ -65,11 +65,31 @@ def ragged_matmul(
     chosen = choices(str(x.dtype), sizes, target, wanted)
     if any(choice.name.startswith("pallas") for choice in chosen.values()):
         check_local("ragged_matmul", x, weight)
-    static = tuple(
-        _Kernel(choice.name, tuple(choice.config.items()), target, local)
-        for choice in chosen.values()
-    )
+    static = tuple(_static(choice, target, local=local) for choice in chosen.values())
     return product_residual(_product(x, weight, group_sizes, static))
+
+
+def product(
+    layout: Layout,
+    left: jax.Array,
+    right: jax.Array,
+    group_sizes: Sizes,
+    choice: Choice,
+    target: Target,
+) -> jax.Array:
+    """One of the three products on one device's own arrays, by the kernel that was chosen for it.
+
+    left, right: rows [tokens, inward] and matrices [groups, inward, outward] in "nn"; rows [tokens, outward] and the
+    same matrices in "nt"; rows [tokens, inward] and [tokens, outward] in "tn". Not differentiable.
+    """
+    kernel = _static(choice, target, local=True)
+    if layout == "tn":
+        return _rows_over_rows(kernel, left, right, group_sizes)
+    return _rows_by_matrices(kernel, left, right, group_sizes, transposed=layout == "nt")
+
+
+def _static(choice: Choice, target: Target, *, local: bool) -> _Kernel:
+    return _Kernel(choice.name, tuple(choice.config.items()), target, local)
 
 
 def choices(

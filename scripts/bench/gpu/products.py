@@ -1,8 +1,8 @@
-"""Our matrix product kernels beside XLA's (cuBLAS) on one GPU: `products.py --out DIR`. See README.md.
+"""Our kernels beside what runs untuned (cuBLAS, cuDNN, XLA) on one GPU: `products.py --out DIR`. See README.md.
 
-Every product of a layer of Llama-3.2-1B and of Llama-3-8B (forward, and the gradients by input and by weight), and both
-gated kernels of their MLPs: 8192 tokens, bfloat16, random normal inputs. First each kernel with its default tiles: is
-it right, the same bits twice, and how fast; then, while there is time, with other tiles. After each case products.json,
+Every call of a layer of Llama-3.2-1B and of Llama-3-8B, and the routed products of Mixtral 8x7B and Qwen3-30B-A3B, each
+with its gradients: 8192 tokens, bfloat16, random inputs. First each implementation as it comes: is it right, the same
+bits twice, and how fast; then, while there is time, kernels with other tiles. After each case products.json,
 products.md and tuning tables (`tuning/OP/DEVICE.json`, as `jaxscale tune` writes them) are written. Exit status 1 if a
 kernel is wrong.
 """
@@ -10,7 +10,7 @@ kernel is wrong.
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,29 +20,46 @@ import jax
 import jax.numpy as jnp
 from launch import smi
 
+from jaxscale.cli.kernel_cases import OPS, Pass, cases_of
 from jaxscale.config.loading import load_model
+from jaxscale.config.model_section import ExpertsSection, ModelSection
 from jaxscale.hardware import find_chip
 from jaxscale.kernels.cases import Case
 from jaxscale.kernels.choice import Choice
-from jaxscale.kernels.glu.cases import cases as glu_cases
-from jaxscale.kernels.matmul.cases import cases as matmul_cases
-from jaxscale.kernels.measure import BASELINE, Measurement, Timing, inputs_of, measure, timed
-from jaxscale.kernels.registry import key_of
+from jaxscale.kernels.measure import Measurement, Timing, entry_of, inputs_of, measure, timed
 from jaxscale.kernels.target import Target, target_of
 from jaxscale.kernels.tuning import Entry, write
-from jaxscale.models.families import resolve
 
-MODELS = Path(__file__).parents[3] / "configs/models"
-NAMES = ("llama3.2-1b", "llama3-8b")
-# bfloat16 has 8 bits: two ways of summing in fp32 round to neighbours at most, of the largest element.
-TOLERANCE = 2.0**-7
+CONFIGS = Path(__file__).parents[3] / "configs"
+DENSE = ("models/llama3.2-1b", "models/llama3-8b")
+ROUTED = ("planned/mixtral-8x7b", "planned/qwen3-30b-a3b")
+# That an implementation may be further from fp32 than the baseline is, and half an ulp of the largest bfloat16.
+TIMES, ROUNDING = 2.0, 2.0**-9
+# What is computed in fp32 to compare with: it serves every call.
+TRUTH = "xla"
+_TINY: dict[str, Any] = {
+    "family": "llama3",
+    "vocab_size": 256,
+    "max_positions": 128,
+    "num_layers": 1,
+    "embed_dim": 128,
+    "num_heads": 2,
+    "num_kv_heads": 1,
+    "head_dim": 64,
+    "mlp_dim": 256,
+}
 
 
 @dataclass
 class Found:
-    """One case: what ran, fastest configuration of each implementation, and how far from XLA's result it is."""
+    """One case: what ran, fastest configuration of each implementation, and how far from fp32 its results are.
+
+    error: the largest, over the largest element, of all results. repeats: whether the same bits came twice. That is
+    asked of our kernels: cuDNN's gradients are summed in any order.
+    """
 
     case: Case
+    baseline: str
     best: dict[str, Measurement] = field(default_factory=dict)
     error: dict[str, float] = field(default_factory=dict)
     repeats: dict[str, bool] = field(default_factory=dict)
@@ -50,9 +67,10 @@ class Found:
 
     @property
     def is_right(self) -> bool:
-        return all(error <= TOLERANCE for error in self.error.values()) and all(
-            self.repeats.values()
-        )
+        ours = {each.name for each in self.case.implementations if each.is_pallas}
+        same = all(repeats for name, repeats in self.repeats.items() if name in ours)
+        allowed = TIMES * self.error.get(self.baseline, 0) + ROUNDING
+        return same and all(e <= allowed for n, e in self.error.items() if n != self.baseline)
 
 
 def main() -> None:
@@ -61,7 +79,8 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     target = target_of()
     timing = Timing(groups=3) if arguments.smoke else Timing()
-    found = [Found(case) for case in _cases(tiny=arguments.smoke)]
+    cases = _tiny_cases(arguments.ops) if arguments.smoke else _cases(arguments.ops)
+    found = [Found(case, case.baseline(target)) for case in cases]
     for each in found:
         if time.time() < deadline:
             _first(each, target, timing)
@@ -74,17 +93,20 @@ def main() -> None:
     raise SystemExit(0 if all(each.is_right for each in found) else 1)
 
 
-def _cases(*, tiny: bool) -> Iterator[Case]:
-    if tiny:
-        yield from matmul_cases(256, 128, 256, "bfloat16")
-        yield from glu_cases(256, 128, 256, "bfloat16")
-        return
-    for name in NAMES:
-        arch = resolve(load_model(MODELS / f"{name}.yaml", [])[0])
-        embed, mlp, keys = arch.embed_dim, arch.mlp_dim, arch.num_kv_heads * arch.head_dim
-        for inward, outward in ((embed, embed), (embed, keys), (embed, mlp), (mlp, embed)):
-            yield from matmul_cases(8192, inward, outward, "bfloat16")
-        yield from glu_cases(8192, embed, mlp, "bfloat16")
+def _cases(ops: list[str]) -> list[Case]:
+    """Of routed models the routed products alone."""
+    read = {name: load_model(CONFIGS / f"{name}.yaml", []) for name in (*DENSE, *ROUTED)}
+    found: list[Case] = []
+    for op in ops:
+        names = ROUTED if op == "ragged_matmul" else DENSE
+        found += cases_of([op], [read[name] for name in names], Pass(rows=8192))
+    return found
+
+
+def _tiny_cases(ops: list[str]) -> list[Case]:
+    experts = ExpertsSection(count=4, per_token=2, mlp_dim=128)
+    models = ModelSection(**_TINY), ModelSection(**_TINY, experts=experts)
+    return cases_of(ops, [(model, None) for model in models], Pass(rows=256))
 
 
 def _first(found: Found, target: Target, timing: Timing) -> None:
@@ -93,21 +115,27 @@ def _first(found: Found, target: Target, timing: Timing) -> None:
             found.declined[each.implementation] = each.why
             continue
         found.best[each.implementation] = each
-        if each.implementation != BASELINE:
-            _check(found, each.implementation, target)
+    if len(found.best) > 1:
+        _check(found, list(found.best), target)
 
 
-def _check(found: Found, kernel: str, target: Target) -> None:
-    inputs = inputs_of(found.case.operands, count=1)[0]
+def _check(found: Found, names: list[str], target: Target) -> None:
+    """All results of implementations, gradients too where they return them, beside those in fp32."""
+    inputs = inputs_of(found.case, count=1)[0]
+    wide = [a.astype(jnp.float32) if jnp.issubdtype(a.dtype, jnp.inexact) else a for a in inputs]
+    with jax.default_matmul_precision("highest"):
+        exact = jax.tree.leaves(_compiled(found.case, TRUTH, target)(*wide))
+    for name in names:
+        run = _compiled(found.case, name, target)
+        results, again = jax.tree.leaves(run(*inputs)), jax.tree.leaves(run(*inputs))
+        pairs = zip(results, exact, strict=True)
+        found.error[name] = max(float(_distance(ours, wanted)) for ours, wanted in pairs)
+        twice = zip(results, again, strict=True)
+        found.repeats[name] = all(bool((a == b).all()) for a, b in twice)
 
-    def results(name: str) -> list[jax.Array]:
-        run = found.case.run(Choice(name, {}), target)
-        return jax.tree.leaves(jax.jit(run)(*inputs))
 
-    wanted, ours, again = results(BASELINE), results(kernel), results(kernel)
-    errors = [float(_distance(a, b)) for a, b in zip(ours, wanted, strict=True)]
-    found.error[kernel] = max(errors)
-    found.repeats[kernel] = all(bool((a == b).all()) for a, b in zip(ours, again, strict=True))
+def _compiled(case: Case, name: str, target: Target) -> Callable[..., Any]:
+    return jax.jit(case.run(Choice(name, {}, target=target), target))
 
 
 @jax.jit
@@ -118,7 +146,7 @@ def _distance(ours: jax.Array, wanted: jax.Array) -> jax.Array:
 
 def _others(found: list[Found]) -> Iterator[tuple[Found, str, Any]]:
     """Configurations beside the default, one of each case after another."""
-    most = max(len(configs) for each in found for configs in each.case.candidates.values())
+    most = max((len(c) for each in found for c in each.case.candidates.values()), default=0)
     for number in range(most):
         for each in found:
             for kernel, configs in each.case.candidates.items():
@@ -146,26 +174,18 @@ def _save(found: list[Found], target: Target, out: Path) -> None:
 
 
 def _entries(found: Found, target: Target) -> Iterator[Entry]:
-    baseline = found.best.get(BASELINE)
+    baseline = found.best.get(found.baseline)
     for each in found.case.implementations:
         best = found.best.get(each.name)
-        if baseline is None or best is None or not each.is_pallas or not found.is_right:
-            continue
-        assert best.seconds is not None
-        assert baseline.seconds is not None
-        yield Entry(
-            **vars(key_of(found.case.op, each, target, found.case.call)),
-            config=best.config,
-            seconds=best.seconds,
-            baseline_seconds=baseline.seconds,
-            date=datetime.now(UTC).strftime("%Y-%m-%d"),
-        )
+        if baseline is not None and best is not None and each.is_pallas and found.is_right:
+            yield entry_of(best, each, baseline, target)
 
 
 def _as_data(found: Found) -> dict[str, Any]:
     return {
         "case": found.case.name,
         "flops": found.case.flops,
+        "baseline": found.baseline,
         "seconds": {name: best.seconds for name, best in found.best.items()},
         "config": {name: dict(best.config) for name, best in found.best.items()},
         "error": found.error,
@@ -180,15 +200,16 @@ def _markdown(found: list[Found], target: Target, machine: dict[str, Any]) -> st
     lines = [
         f"{target.device_kind}, {machine}",
         "",
-        "| case | implementation | ms | TFLOP/s | of peak | speed / XLA's |",
+        "| case | implementation | ms | TFLOP/s | of peak | speed over baseline |",
     ]
     lines.append("|---|---|---|---|---|---|")
     for each in found:
-        baseline = each.best.get(BASELINE)
+        baseline = each.best.get(each.baseline)
         for name, best in each.best.items():
             assert best.seconds is not None
             rate = each.case.flops / best.seconds
             ratio = "" if baseline is None else f"{(baseline.seconds or 0) / best.seconds:.3f}"
+            ratio = "baseline" if name == each.baseline else f"{ratio} {each.baseline}"
             share = "" if peak is None else f"{rate / peak:.1%}"
             config = f" {dict(best.config)}" if best.config else ""
             cells = each.case.name, name + config, f"{1e3 * best.seconds:.3f}"
@@ -203,6 +224,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--minutes", type=float, default=9.0, help="what does not fit is left out")
+    parser.add_argument("--ops", nargs="+", choices=OPS, default=list(OPS), metavar="OP")
     parser.add_argument("--smoke", action="store_true", help="tiny shapes, on any device")
     return parser.parse_args()
 
