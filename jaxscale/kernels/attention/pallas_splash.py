@@ -5,6 +5,7 @@ the kernel from positions, so no [sequence, sequence] array exists. What the bac
 which a rematerialization policy knows attention's residuals.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxscale.kernels.attention.form import Form, SegmentIds
-from jaxscale.kernels.attention.residuals import NAME
+from jaxscale.kernels.attention.residuals import NAME, residual
 from jaxscale.kernels.pallas import interpreter, splash
 from jaxscale.kernels.target import Target
 
@@ -38,13 +39,38 @@ def splash_attention(
     wide = jnp.promote_types(query.dtype, jnp.float32)
     scaled = (query.astype(wide) * form.scale).astype(query.dtype)
     rows = [array.swapaxes(1, 2) for array in (scaled, key, value)]
-    if segments is None:
-        out = jax.vmap(kernel)(*rows)
-    else:
-        of_both = splash().SegmentIds(q=segments[0], kv=segments[0])
-        out = jax.vmap(kernel)(*rows, of_both)
+    of_both = () if segments is None else (splash().SegmentIds(q=segments[0], kv=segments[0]),)
+    out = _normalizers_first(jax.vmap(kernel))(*rows, *of_both)
     attended: Float[Array, "batch sequence heads head_dim"] = out.swapaxes(1, 2)
     return attended
+
+
+def _normalizers_first(attend: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """The same function; its result is read only when the log-normalizers that its backward pass keeps are there.
+
+    The kernel writes them to 128 lanes, of which one is kept. A compiler that may take that one out at any time does so
+    at the end of the layer, and holds 512 bytes a query and head until then.
+    """
+
+    @jax.custom_vjp
+    def run(*arrays: Any) -> jax.Array:
+        return attend(*arrays)
+
+    def forward(*arrays: Any) -> tuple[jax.Array, Any]:
+        out, pull = jax.vjp(attend, *arrays)
+        kept, tree = jax.tree.flatten(pull)
+        rows = out.shape[:-1], jnp.float32
+        (place,) = (i for i, leaf in enumerate(kept) if (leaf.shape, leaf.dtype) == rows)
+        out, normalizers = jax.lax.optimization_barrier((out, kept[place]))
+        # Named here: what is kept must be what stands behind the barrier.
+        kept[place] = residual(normalizers)
+        return out, jax.tree.unflatten(tree, kept)
+
+    def backward(pull: Callable[[jax.Array], Any], to_out: jax.Array) -> Any:
+        return pull(to_out)
+
+    run.defvjp(forward, backward)
+    return run
 
 
 def _kernel(

@@ -165,6 +165,10 @@ def _differentiable(kernels: Kernels, activation: str) -> Any:
             target,
             in_place=True,
         )
+        last = Epilogue(down.dtype), outward.weight_gradient, outward.target
+        to_down = matmul.product("weight_gradient", hidden, to_out, *last)
+        # First, so that neither the hidden layer nor the gradient of the result is held beside what follows.
+        to_gate_sum, to_up_sum, to_down = together(to_gate_sum, to_up_sum, to_down)
         by_x, by_weight = inward.input_gradient, inward.weight_gradient
         of_inward = partial(matmul.product, target=inward.target)
         part = of_inward("input_gradient", to_gate_sum, gate, Epilogue(x.dtype), by_x)
@@ -172,9 +176,7 @@ def _differentiable(kernels: Kernels, activation: str) -> Any:
         to_x = of_inward("input_gradient", to_up_sum, up, both, by_x)
         to_gate = of_inward("weight_gradient", x, to_gate_sum, Epilogue(gate.dtype), by_weight)
         to_up = of_inward("weight_gradient", x, to_up_sum, Epilogue(up.dtype), by_weight)
-        last = Epilogue(down.dtype), outward.weight_gradient, outward.target
-        to_down = matmul.product("weight_gradient", hidden, to_out, *last)
-        return together(to_x, to_gate, to_up, to_down)
+        return *together(to_x, to_gate, to_up), to_down
 
     whole.defvjp(remember, differentiate)
     return whole
