@@ -104,8 +104,8 @@ def tiled_product(
         thread_name="warpgroup",
     )
     across, down = _padded_operands(product.layout, form.padded)
-    operands = [_pad(left, across), *(_pad(right, down) for right in rights)]
-    met = [_pad(extra, form.padded[:2]).astype(product.out_dtypes[0]) for extra in extras]
+    operands = [pad_to(left, across), *(pad_to(right, down) for right in rights)]
+    met = [pad_to(extra, form.padded[:2]).astype(product.out_dtypes[0]) for extra in extras]
     outs = _one_at_a_time(kernel)(*operands, *met, *([] if bounds is None else [bounds]))
     whole = len(product.out_dtypes)
     return *(out[:m, :n] for out in outs[:whole]), *(out[:, :m] for out in outs[whole:])
@@ -186,7 +186,8 @@ def _up(size: int, tile: int) -> int:
     return -(-size // tile) * tile
 
 
-def _pad(array: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def pad_to(array: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The array with zeros behind it, up to a shape."""
     if array.shape == shape:
         return array
     return jnp.pad(array, [(0, to - size) for size, to in zip(array.shape, shape, strict=True)])

@@ -14,13 +14,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxscale.kernels.gpu_epilogue import WARPGROUPS, swizzled
 from jaxscale.kernels.pallas import gpu, gpu_kernel, pl
 from jaxscale.kernels.ragged_matmul.form import OutRows, Rows, Sizes, Weights
 from jaxscale.kernels.ragged_matmul.visits import visits_by_tile
 from jaxscale.kernels.target import Target
-from jaxscale.kernels.tiled_gpu import num_multiprocessors
+from jaxscale.kernels.tiled_gpu import num_multiprocessors, pad_to
 
-_WARPGROUPS = 2
 _MEMORY_REGISTERS = 40
 # Rows and columns that leave a warpgroup's registers at a time.
 _OUT = 64
@@ -56,7 +56,7 @@ def rows_by_matrices(
 ) -> OutRows:
     """See `xla.rows_by_matrices`, for 16-bit operands. Sizes that tiles do not divide are padded with zeros."""
     (tokens, inward), outward = x.shape, weight.shape[1 if transposed else 2]
-    rows = _WARPGROUPS * tiles.m
+    rows = WARPGROUPS * tiles.m
     padded = tuple(
         -(-size // tile) * tile
         for size, tile in ((tokens, rows), (outward, tiles.n), (inward, tiles.k))
@@ -70,7 +70,7 @@ def rows_by_matrices(
         out_type=jax.ShapeDtypeStruct(padded[:2], x.dtype),
         grid=(num_multiprocessors(target),),
         grid_names=("multiprocessor",),
-        num_threads=_WARPGROUPS + 1,
+        num_threads=WARPGROUPS + 1,
         thread_name="warpgroup",
     )
     whole = pad_to(weight, (weight.shape[0], *matrix))
@@ -79,23 +79,16 @@ def rows_by_matrices(
     return cut
 
 
-def pad_to(array: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """The array with zeros behind it, up to a shape."""
-    if array.shape == shape:
-        return array
-    return jnp.pad(array, [(0, to - size) for size, to in zip(array.shape, shape, strict=True)])
-
-
 def _body(
     *refs: Any, tiles: GpuTiles, sizes: tuple[int, ...], visits: int, transposed: bool
 ) -> None:
     """One persistent block. refs: the table of visits, x, the matrices, and the result, in the device's memory."""
     groups, places, starts, ends, products, x, weight, out = refs
-    rows, columns = _WARPGROUPS * tiles.m, sizes[1] // tiles.n
+    rows, columns = WARPGROUPS * tiles.m, sizes[1] // tiles.n
     idle = _pipeline(tiles, sizes[2], _nothing, _nothing, transposed=transposed)
     scratch = {
         "staged": idle.get_allocations(x, weight.at[0]),
-        "slots": gpu.SMEM((_WARPGROUPS, _OUT, _OUT), out.dtype),
+        "slots": gpu.SMEM((WARPGROUPS, _OUT, _OUT), out.dtype),
     }
 
     @partial(pl.run_scoped, collective_axes="warpgroup", **scratch)
@@ -139,7 +132,7 @@ def _body(
 
             is_product = products[visit] != 0
             pl.when(is_product)(multiply)
-            pl.when(jnp.logical_not(is_product) & (warpgroup < _WARPGROUPS))(clear)
+            pl.when(jnp.logical_not(is_product) & (warpgroup < WARPGROUPS))(clear)
 
         gpu.nd_loop((visits * columns,), collective_axes="multiprocessor")(block)
 
@@ -182,7 +175,7 @@ def _store(
 
 
 def _pipeline(tiles: GpuTiles, size: int, add: Any, compute: Any, *, transposed: bool) -> Any:
-    rows = _WARPGROUPS * tiles.m
+    rows = WARPGROUPS * tiles.m
     left = _stage((rows, tiles.k), along=1)
     right = (
         _stage((tiles.n, tiles.k), along=1) if transposed else _stage((tiles.k, tiles.n), along=0)
@@ -193,18 +186,17 @@ def _pipeline(tiles: GpuTiles, size: int, add: Any, compute: Any, *, transposed:
         memory_registers=_MEMORY_REGISTERS,
         in_specs=[left, right],
         wg_axis="warpgroup",
-        num_compute_wgs=_WARPGROUPS,
+        num_compute_wgs=WARPGROUPS,
         max_concurrent_steps=tiles.stages,
         compute_context=compute,
     )
 
 
 def _stage(shape: tuple[int, int], *, along: int) -> Any:
-    swizzle = gpu.find_swizzle(shape[-1] * 2 * 8)
     return gpu.BlockSpec(
         shape,
         (lambda step: (step, 0)) if along == 0 else (lambda step: (0, step)),
-        transforms=(gpu.TilingTransform((8, swizzle // 2)), gpu.SwizzleTransform(swizzle)),
+        transforms=swizzled(shape, 2),
         delay_release=0,
         memory_space=gpu.MemorySpace.SMEM,
     )

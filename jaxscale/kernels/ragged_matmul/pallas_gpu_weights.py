@@ -13,9 +13,9 @@ import jax.numpy as jnp
 
 from jaxscale.kernels.pallas import gpu, gpu_kernel, pl
 from jaxscale.kernels.ragged_matmul.form import OutRows, Rows, Sizes, Weights, group_bounds
-from jaxscale.kernels.ragged_matmul.pallas_gpu import GpuTiles, pad_to
+from jaxscale.kernels.ragged_matmul.pallas_gpu import GpuTiles
 from jaxscale.kernels.target import Target
-from jaxscale.kernels.tiled_gpu import num_multiprocessors
+from jaxscale.kernels.tiled_gpu import num_multiprocessors, pad_to
 
 # m and n are of a group's matrix, k of tokens, which are summed.
 TILES = GpuTiles(m=128, n=128, k=64, stages=4)
