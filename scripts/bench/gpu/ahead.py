@@ -1,11 +1,11 @@
 """Our step compiled for an H200 that is not there: memory of each variant, and whether attention is cuDNN's.
 
-`ahead.py "rows=8;rows=8,remat=dots"` on any x86-64 Linux machine with `jax[cuda13]` and no GPU. Nothing is timed: the
-compiler's own choices by measurement (autotuning) are made only where there is a device.
+`ahead.py "rows=8;rows=8,remat=dots" --size 8b-layers` on any x86-64 Linux machine with `jax[cuda13]` and no GPU.
+Nothing is timed: the compiler's own choices by measurement (autotuning) are made only where there is a device.
 """
 
+import argparse
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 from ours import prepare
-from variants import SIZES, Variant, parse_variant
+from variants import SIZES, Size, Variant, parse_variant
 
 from jaxscale.training.state import abstract_state, state_shardings
 
@@ -31,16 +31,27 @@ _COLUMNS = ("variant", "cuDNN forward", "cuDNN backward", "state GiB", "peak GiB
 
 
 def main() -> None:
+    arguments = _arguments()
     topology = topologies.get_topology_desc(
         "h200", platform="cuda", topology="1x1x1", target_config=_TARGET.read_text()
     )
     print(f"| {' | '.join(_COLUMNS)} |\n|{'---|' * len(_COLUMNS)}")
-    for spec in (sys.argv[1] if len(sys.argv) > 1 else VARIANTS).split(";"):
-        print(_row(parse_variant(spec), topology.devices[0]), flush=True)
+    for spec in arguments.variants.split(";"):
+        row = _row(SIZES[arguments.size], parse_variant(spec), topology.devices[0])
+        print(row, flush=True)
 
 
-def _row(variant: Variant, device: jax.Device) -> str:
-    lowered = _lowered(variant, device)
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("variants", nargs="?", default=VARIANTS, help="by semicolons")
+    parser.add_argument("--size", choices=SIZES, default="1b")
+    return parser.parse_args()
+
+
+def _row(size: Size, variant: Variant, device: jax.Device) -> str:
+    lowered = _lowered(size, variant, device)
     text = lowered.as_text()
     backward = text.count("__cudnn$fmhaSoftmaxBackward")
     forward = text.count("__cudnn$fmhaSoftmax") - backward
@@ -52,8 +63,7 @@ def _row(variant: Variant, device: jax.Device) -> str:
     return f"| {' | '.join(cells)} | {seconds:.0f} |"
 
 
-def _lowered(variant: Variant, device: jax.Device) -> Any:
-    size = SIZES["1b"]
+def _lowered(size: Size, variant: Variant, device: jax.Device) -> Any:
     parts = prepare(size, variant, device)
     replicated = parts.placement.replicated()
     ids = jax.ShapeDtypeStruct((variant.rows, size.sequence), jnp.int32, sharding=replicated)

@@ -17,7 +17,7 @@ def main() -> None:
 
 def _result(arguments: argparse.Namespace) -> dict[str, Any]:
     size, variant = SIZES[arguments.size], parse_variant(arguments.variant)
-    timing = Timing(groups=arguments.groups, steps=arguments.steps)
+    timing = Timing(arguments.warmup, arguments.groups, arguments.steps)
     if arguments.contender == "torch":
         import torch_trainer
 
@@ -34,6 +34,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("contender", choices=("jaxscale", "torch", "losses"))
     parser.add_argument("--size", choices=SIZES, required=True)
     parser.add_argument("--variant", default="")
+    parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--groups", type=int, default=5)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--started", type=float, required=True)

@@ -28,6 +28,7 @@ class Job:
     variant: str
     stage: str
     round: int = 0
+    warmup: int = 3
     groups: int = 5
     steps: int = 4
     platform: str = ""
@@ -112,7 +113,7 @@ def smi() -> dict[str, Any]:
 def _command(job: Job, started: float) -> list[str]:
     command = [sys.executable, str(HERE / "contender.py"), job.contender, "--size", job.size]
     command += ["--variant", job.variant, "--groups", str(job.groups), "--steps", str(job.steps)]
-    command += ["--started", str(started)]
+    command += ["--warmup", str(job.warmup), "--started", str(started)]
     return command if job.trace is None else [*command, "--trace", str(job.trace)]
 
 

@@ -5,9 +5,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from edge import Edge
 from launch import Outcome
 
 CONTENDERS = ("jaxscale", "torch")
+_OF_MOST = ("tokens_per_second", "peak_gib")
 _RUN_COLUMNS = (
     "stage",
     "contender",
@@ -40,6 +42,15 @@ class Parity:
         return self.difference <= TOLERANCES[self.precision]
 
 
+@dataclass(frozen=True)
+class Largest:
+    """The most rows of a contender in its leanest variant."""
+
+    contender: str
+    variant: str
+    edge: Edge
+
+
 @dataclass
 class Results:
     """Everything of a benchmark.
@@ -53,6 +64,7 @@ class Results:
     wanted: set[str] = field(default_factory=set)
     parity_note: str = ""
     skipped: list[str] = field(default_factory=list)
+    largest: list[Largest] = field(default_factory=list)
     machine: dict[str, Any] = field(default_factory=dict)
 
     def ok(self, contender: str, *stages: str) -> list[Outcome]:
@@ -68,7 +80,26 @@ class Results:
     def best(self, contender: str) -> Outcome | None:
         """The fastest run of the search, by tokens a second."""
         found = self.ok(contender, "search")
-        return max(found, key=lambda run: run.result["tokens_per_second"], default=None)
+        return max(found, key=_rate, default=None)
+
+    def equal_rows(self) -> dict[int, list[Outcome]]:
+        """The fastest run of each contender with the same rows, for all numbers of rows that both ran with."""
+        found: dict[int, list[Outcome]] = {}
+        stages = ("search", "rounds", "largest")
+        by_name = [_by_rows(self.ok(name, *stages)) for name in CONTENDERS]
+        for rows in sorted(set.intersection(*map(set, by_name))):
+            found[rows] = [max(runs[rows], key=_rate) for runs in by_name]
+        return found
+
+    def most_rows(self) -> list[dict[str, Any]]:
+        """Of each contender what is known of the most rows that fit, and its run with the most that did."""
+        found = []
+        for each in self.largest:
+            runs = _by_rows(self.ok(each.contender, "largest")).get(each.edge.fits, [])
+            measured = {name: runs[0].result[name] for name in _OF_MOST} if runs else {}
+            about = {"contender": each.contender, "variant": each.variant, "rows": str(each.edge)}
+            found.append({**about, "fits": each.edge.fits, "fails": each.edge.fails, **measured})
+        return found
 
     def versions(self) -> dict[str, str]:
         return {k: v for run in self.outcomes for k, v in run.result.get("versions", {}).items()}
@@ -87,11 +118,25 @@ class Results:
         return found
 
 
+def _rate(run: Outcome) -> float:
+    rate: float = run.result["tokens_per_second"]
+    return rate
+
+
+def _by_rows(runs: Iterable[Outcome]) -> dict[int, list[Outcome]]:
+    found: dict[int, list[Outcome]] = {}
+    for run in runs:
+        found.setdefault(run.result["rows"], []).append(run)
+    return found
+
+
 def markdown(results: Results) -> str:
     sections = [
         "# One GPU: jaxscale against compiled PyTorch",
         _machine(results),
         _headline(results),
+        _equal_rows(results),
+        _largest(results),
         _parity(results),
         _runs(results),
         _left_out(results),
@@ -138,6 +183,38 @@ def _contender_row(name: str, runs: list[Outcome]) -> tuple[str, ...]:
         _number(max(run.result["peak_gib"] or 0 for run in runs), 1),
         str(len(runs)),
     )
+
+
+def _equal_rows(results: Results) -> str:
+    rows = [
+        (
+            str(number),
+            run.contender,
+            run.variant,
+            f"{_rate(run):,.0f}",
+            _number(run.result["peak_gib"] or 0, 1),
+        )
+        for number, pair in results.equal_rows().items()
+        for run in pair
+    ]
+    header = ("rows", "contender", "variant", "tokens/s", "peak GiB")
+    return "Equal rows, the fastest run of each:\n\n" + _table(header, rows) if rows else ""
+
+
+def _largest(results: Results) -> str:
+    rows = [
+        (
+            found["contender"],
+            found["variant"],
+            found["rows"],
+            str(found["fails"] or ""),
+            f"{found['tokens_per_second']:,.0f}" if "tokens_per_second" in found else "",
+            _number(found.get("peak_gib") or 0, 1),
+        )
+        for found in results.most_rows()
+    ]
+    header = ("", "variant", "most rows", "did not fit", "tokens/s", "peak GiB")
+    return "The most rows that fit:\n\n" + _table(header, rows) if rows else ""
 
 
 def _parity(results: Results) -> str:

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from jaxscale.config.loading import load_model
+from jaxscale.config.loading import read_tree
 from jaxscale.config.model_section import ModelSection
 from jaxscale.hardware import find_chip
 from jaxscale.models.architecture import Architecture
 from jaxscale.models.families import resolve
 from jaxscale.models.flops import training_flops_per_token
 
-_MODEL_FILE = Path(__file__).parents[3] / "configs/models/llama3.2-1b.yaml"
+_MODELS = Path(__file__).parents[3] / "configs/models"
 LEARNING_RATE, BETAS, EPSILON, WEIGHT_DECAY, CLIP_NORM = 3e-4, (0.9, 0.95), 1e-8, 0.1, 1.0
 # Successors of a token in the synthetic text: a loss that starts at log(vocabulary) and can fall to log(4).
 _SUCCESSORS = 4
@@ -24,15 +24,18 @@ _SUCCESSORS = 4
 
 @dataclass(frozen=True)
 class Size:
-    """A model and the length of its rows. `sections`: its `model:` section, or None for Llama-3.2-1B's file."""
+    """A model and the length of its rows.
+
+    sections: what differs from the `model:` section of `file`, a name in configs/models; all of it without a file.
+    """
 
     sequence: int
-    sections: dict[str, Any] | None
+    sections: dict[str, Any]
+    file: str = ""
 
     def model(self) -> ModelSection:
-        if self.sections is None:
-            return load_model(_MODEL_FILE)[0]
-        return ModelSection.model_validate({"family": "llama3.2", **self.sections})
+        base = read_tree(_MODELS / f"{self.file}.yaml")["model"] if self.file else {}
+        return ModelSection.model_validate({"family": "llama3.2", **base, **self.sections})
 
     def architecture(self) -> Architecture:
         return resolve(self.model())
@@ -52,8 +55,12 @@ def _sections(vocab: int, layers: int, heads: int, head_dim: int) -> dict[str, A
     }
 
 
+# Embeddings are tied in all of them: torch_llama has one table. A quarter of the 8B's layers is what one GPU trains
+# with some room: 2.27 billion parameters, 25.4 GiB of state.
 SIZES = {
-    "1b": Size(4096, None),
+    "1b": Size(4096, {}, "llama3.2-1b"),
+    "1b-128": Size(4096, {"num_heads": 16, "num_kv_heads": 4, "head_dim": 128}, "llama3.2-1b"),
+    "8b-layers": Size(4096, {"num_layers": 8, "tied_embeddings": True}, "llama3-8b"),
     "small": Size(256, _sections(1024, 4, 4, 64)),
     "tiny": Size(32, _sections(128, 2, 2, 16)),
 }
@@ -114,6 +121,7 @@ class Measured:
     first_step: float = 0.0
     step: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
+    rows: int = 0
     tokens_per_second: float = 0.0
     mfu: float | None = None
     peak_gib: float | None = None
@@ -143,8 +151,8 @@ def measure(
 
 
 def rate(result: Measured, size: Size, rows: int, device: str) -> None:
-    """Fill in tokens a second and MFU, by one formula and one peak for all contenders, where the chip is known."""
-    result.device = device
+    """Fill in rows, tokens a second and MFU, by one formula and one peak for all, where the chip is known."""
+    result.device, result.rows = device, rows
     result.tokens_per_second = rows * size.sequence / statistics.median(result.step)
     chip = find_chip(device)
     if chip is not None:

@@ -9,7 +9,6 @@ import os
 import sys
 import tempfile
 import time
-import zipfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -21,7 +20,12 @@ SCRATCH = Path(tempfile.gettempdir()) / "jaxscale-bench-planner-gpu"
 def main() -> None:
     started = time.time()
     arguments = _arguments()
-    path = [*PATH, *([unpacked(arguments.wheels)] if arguments.wheels else [])]
+    path = list(PATH)
+    if arguments.wheels is not None:
+        sys.path.append(str(HERE.parent / "gpu"))
+        from wheels import unpacked
+
+        path.append(unpacked(arguments.wheels, SCRATCH / "site"))
     sys.path[:1] = [str(folder) for folder in path]
     arguments.out.mkdir(parents=True, exist_ok=True)
     raise SystemExit(run(arguments, path, started))
@@ -52,17 +56,6 @@ def run(arguments: argparse.Namespace, path: list[Path], started: float) -> int:
     bench.run()
     print((arguments.out / "planner_gpu.md").read_text())
     return 1 if bench.problems() else 0
-
-
-def unpacked(wheels: Path) -> Path:
-    """A folder with what the wheels hold: a wheel is an archive of what goes on the path."""
-    found = sorted(wheels.glob("*.whl"))
-    if not found:
-        sys.exit(f"--wheels {wheels}: there is no wheel in it")
-    for wheel in found:
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(SCRATCH / "site")
-    return SCRATCH / "site"
 
 
 def _arguments() -> argparse.Namespace:
