@@ -31,11 +31,10 @@ _BLOCK_BYTES = 16 * 2**20
 def export_to_store(job: ExportJob, out: UPath) -> Exported:
     """As `export_tensors`, below a URL. Shares among processes are even to within a file."""
     check_reachable(out)
-    finished = _record(out, job)
+    finished = _record(out, job) or _begun(out, job)
     if finished is not None:
         _check_finished(out, finished)
         return job.result(out, complete=True, skipped=len(job.pieces))
-    _check_target(out, job)
     job.check_source()
     pieces, skipped, overflows = pieces_by_file(job.pieces), 0, Counter[str]()
     for shard in shares(job.shards, job.options.num_processes)[job.options.process]:
@@ -76,13 +75,18 @@ def _check_finished(out: UPath, record: dict[str, Any]) -> None:
             )
 
 
-def _check_target(out: UPath, job: ExportJob) -> None:
+def _begun(out: UPath, job: ExportJob) -> Any:
+    """Notes what is exported. The record of another process that has finished all of it since it was looked for."""
     plan, names = _read_json(out / FOLDER / PLAN_FILE), file_names(out)
     if plan is None and names:
-        raise not_empty(out, names)
+        finished = _record(out, job)
+        if finished is None:
+            raise not_empty(out, names)
+        return finished
     if plan is not None:
         check_same_export(out, plan, job.fingerprint)
     (out / FOLDER / PLAN_FILE).write_text(json.dumps({"fingerprint": job.fingerprint}))
+    return None
 
 
 def _upload(out: UPath, job: ExportJob, shard: Shard, pieces: dict[int, Piece]) -> Counter[str]:

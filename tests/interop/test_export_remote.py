@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from jaxscale.checkpoint.casting import float_dtype
 from jaxscale.config.loading import load_config
 from jaxscale.config.plan import Plan
 from jaxscale.errors import UserError
+from jaxscale.interop import remote_export
 from jaxscale.interop.export_hf import export_hf
 from jaxscale.interop.export_job import ExportOptions
 from jaxscale.interop.hf_import import open_hf
@@ -66,6 +68,35 @@ def test_a_store_gets_the_same_bytes(run: Path, expected: dict[str, bytes], stor
     done = export_hf(run, store, options=OPTIONS)  # Again.
     assert done.complete
     assert done.skipped > 20
+
+
+@ONE_STORE
+@pytest.mark.parametrize("moment", ["_begun", "_noted"])
+def test_another_process_may_finish_the_export_first(
+    run: Path,
+    expected: dict[str, bytes],
+    store: str,
+    monkeypatch: pytest.MonkeyPatch,
+    moment: str,
+) -> None:
+    """While this one begins, or when it sees that every file is there: the notes are gone, and nothing is missing."""
+    files = {name for name in expected if name.endswith(".safetensors")}
+    real, races = getattr(remote_export, moment), list[str]()
+
+    def raced(*arguments: Any) -> Any:
+        if not races and (moment == "_begun" or files <= objects(store).keys()):
+            races.append(moment)
+            assert export_hf(run, store, options=OPTIONS).complete
+        return real(*arguments)
+
+    monkeypatch.setattr(remote_export, moment, raced)
+    if moment == "_noted":
+        assert not export_hf(
+            run, store, options=replace(OPTIONS, process=1, num_processes=2)
+        ).complete
+    assert export_hf(run, store, options=replace(OPTIONS, num_processes=2)).complete
+    assert races == [moment]
+    assert objects(store) == expected
 
 
 def test_what_is_in_a_store_is_imported_from_there(run: Path, arrays: Arrays, store: str) -> None:
