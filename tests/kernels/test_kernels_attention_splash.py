@@ -49,6 +49,37 @@ def test_errors_are_those_of_blocked_attention(name: str) -> None:
         assert mine <= 1.5 * other + 2**-24
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["causal", "documents"])
+@pytest.mark.parametrize("policy", ["none", "residuals", "nothing"])
+def test_layers_in_a_scan_have_the_gradient_of_layers_in_a_row(policy: str, packed: object) -> None:
+    """A kernel's own arrays are traced with each layer, and must not outlive it; whatever is kept of a layer."""
+    arrays, _ = inputs(queries=LENGTH, head_dim=64, dtype="float32")
+    segments = (SEGMENTS, None) if packed else None
+    form = Form(scale=0.3)
+
+    def layer(x: jax.Array, scale: jax.Array) -> jax.Array:
+        attended = splash_attention(
+            scale * x, arrays[1], arrays[2], segments, form, INTERPRETED, block=128
+        )
+        return x + attended
+
+    block = layer
+    if policy != "none":
+        block = jax.checkpoint(layer, policy=is_residual if policy == "residuals" else None)
+
+    def scanned(x: jax.Array, scales: jax.Array) -> jax.Array:
+        return jax.lax.scan(lambda x, s: (block(x, s), None), x, scales)[0].sum()
+
+    def in_a_row(x: jax.Array, scales: jax.Array) -> jax.Array:
+        return layer(layer(x, scales[0]), scales[1]).sum()
+
+    scales = jnp.asarray([0.5, 0.25])
+    ours, theirs = (jax.jit(jax.grad(f, (0, 1)))(arrays[0], scales) for f in (scanned, in_a_row))
+    for mine, other in zip(ours, theirs, strict=True):
+        # The same kernels on the same numbers; only the sums around them may be in another order.
+        assert abs(mine - other).max() <= 2**-20 * abs(other).max()
+
+
 def test_no_kernel_races(capfd: pytest.CaptureFixture[str]) -> None:
     """One row at a time: JAX's interpreter that watches for races does not take a batch (0.10.2 and 0.12)."""
     (query, key, value), cotangent = inputs(queries=LENGTH, head_dim=64, dtype="float32")

@@ -40,37 +40,38 @@ def splash_attention(
     scaled = (query.astype(wide) * form.scale).astype(query.dtype)
     rows = [array.swapaxes(1, 2) for array in (scaled, key, value)]
     of_both = () if segments is None else (splash().SegmentIds(q=segments[0], kv=segments[0]),)
-    out = _normalizers_first(jax.vmap(kernel))(*rows, *of_both)
+    out = _attend(kernel, *rows, *of_both)
     attended: Float[Array, "batch sequence heads head_dim"] = out.swapaxes(1, 2)
     return attended
 
 
-def _normalizers_first(attend: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """The same function; its result is read only when the log-normalizers that its backward pass keeps are there.
+@jax.custom_vjp
+def _attend(kernel: Any, *arrays: Any) -> jax.Array:
+    """The kernel, over a batch. Its result is read only when the log-normalizers that its gradient needs are there.
 
     The kernel writes them to 128 lanes, of which one is kept. A compiler that may take that one out at any time does so
     at the end of the layer, and holds 512 bytes a query and head until then.
     """
+    out: jax.Array = jax.vmap(kernel)(*arrays)
+    return out
 
-    @jax.custom_vjp
-    def run(*arrays: Any) -> jax.Array:
-        return attend(*arrays)
 
-    def forward(*arrays: Any) -> tuple[jax.Array, Any]:
-        out, pull = jax.vjp(attend, *arrays)
-        kept, tree = jax.tree.flatten(pull)
-        rows = out.shape[:-1], jnp.float32
-        (place,) = (i for i, leaf in enumerate(kept) if (leaf.shape, leaf.dtype) == rows)
-        out, normalizers = jax.lax.optimization_barrier((out, kept[place]))
-        # Named here: what is kept must be what stands behind the barrier.
-        kept[place] = residual(normalizers)
-        return out, jax.tree.unflatten(tree, kept)
+def _remember(kernel: Any, *arrays: Any) -> tuple[jax.Array, Any]:
+    out, pull = jax.vjp(jax.vmap(kernel), *arrays)
+    kept, tree = jax.tree.flatten(pull)
+    rows = out.shape[:-1], jnp.float32
+    (place,) = (i for i, leaf in enumerate(kept) if (leaf.shape, leaf.dtype) == rows)
+    out, normalizers = jax.lax.optimization_barrier((out, kept[place]))
+    # Named here: what is kept must be what stands behind the barrier.
+    kept[place] = residual(normalizers)
+    return out, jax.tree.unflatten(tree, kept)
 
-    def backward(pull: Callable[[jax.Array], Any], to_out: jax.Array) -> Any:
-        return pull(to_out)
 
-    run.defvjp(forward, backward)
-    return run
+def _differentiate(pull: Callable[[jax.Array], Any], to_out: jax.Array) -> Any:
+    return None, *pull(to_out)
+
+
+_attend.defvjp(_remember, _differentiate)
 
 
 def _kernel(
